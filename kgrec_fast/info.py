@@ -1,0 +1,50 @@
+"""``python -m kgrec_fast.info``: what this installation is made of and what it runs on."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import numpy
+import torch
+
+import kgrec_fast
+from kgrec_fast import _library
+
+
+def describe() -> dict[str, str]:
+    """Versions, libraries (or the reason why one is not loaded), ISA and threads, for reports."""
+    libraries = {
+        library.name: f"loaded from {library.path}"
+        if library.loaded
+        else f"not loaded: {library.error}"
+        for library in (_library.CPU, _library.CUDA)
+    }
+    cuda = torch.version.cuda or "none"
+    if torch.cuda.is_available():
+        cuda += f" on {torch.cuda.get_device_name()}"
+    return {
+        "kgrec_fast": kgrec_fast.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cuda of torch": cuda,
+        "library _C": libraries["_C"],
+        "library _C_cuda": libraries["_C_cuda"],
+        "cpu isa": f"{_library.isa()} (this machine has: "
+        f"{', '.join(_library.supported_isas()) or 'none loaded'})",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def main() -> None:
+    """Prints `describe()` as two aligned columns."""
+    facts = describe()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()

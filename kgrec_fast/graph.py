@@ -1,0 +1,426 @@
+"""Graphs sorted once: the structure every op reads, and the edge masks a training step draws.
+
+A graph holds its edges in two orders. *Row order* sorts them by (head, relation), *column order* by
+(tail, relation); ties keep the caller's order. Edges of a row with equal relation stand together
+(a *run*), which lets the kernels multiply by a relation once a run. A training step never builds
+edge lists: it carries an `EdgeMask` over the fixed graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from os import PathLike
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+MAX_ID = 2**31 - 1
+# Rows up to this many edges are never cut; longer ones may be shared by several parts.
+MAX_WHOLE_ROW = 2048
+# Edges plus rows that one part of the work should hold, and how many parts there may be.
+PART_SIZE = 8192
+MAX_PARTS = 256
+
+G = TypeVar("G", bound="_Graph")
+
+
+# ---------------------------------------------------------------------------------------------
+# Validation
+
+
+def _check_edges(name: str, index: Tensor, *shape: int | None) -> None:
+    if not isinstance(index, Tensor):
+        raise TypeError(f"{name} is a {type(index).__name__}, expected a torch.Tensor")
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} has dtype {index.dtype}, expected torch.int64 or torch.int32")
+    wanted = "[" + ", ".join("E" if s is None else str(s) for s in shape) + "]"
+    fits = index.dim() == len(shape) and all(
+        s is None or s == n for s, n in zip(shape, index.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {list(index.shape)}, expected {wanted}")
+
+
+def _check_ids(name: str, ids: Tensor, size: int, size_name: str) -> None:
+    """All of 0 <= ids < size, or a ValueError that names the first offending position."""
+    if ids.numel() == 0:
+        return
+    low, high = (int(bound) for bound in torch.aminmax(ids))
+    if low >= 0 and high < size:
+        return
+    position = int(((ids < 0) | (ids >= size)).nonzero()[0])
+    raise ValueError(
+        f"{name}[{position}] is {int(ids[position])}, expected 0 <= id < {size} ({size_name})"
+    )
+
+
+def _resolve_size(name: str, size: int | None, ids: Tensor) -> int:
+    """`size`, or one more than the largest id where it is not given."""
+    if size is None:
+        return int(ids.max()) + 1 if ids.numel() else 0
+    if isinstance(size, bool) or not isinstance(size, int):
+        raise TypeError(f"{name} is a {type(size).__name__}, expected an int")
+    if not 0 <= size <= MAX_ID:
+        raise ValueError(f"{name} is {size}, expected 0 <= {name} <= {MAX_ID}")
+    return size
+
+
+# ---------------------------------------------------------------------------------------------
+# Building blocks
+
+
+def _sort_by(major: Tensor, minor: Tensor | None, num_minor: int) -> Tensor:
+    """Stable order of edges by (major, minor): one radix sort of a combined key. int64 [E]."""
+    key = major.long() if minor is None else major.long() * num_minor + minor
+    if key.numel() and int(key.max()) <= MAX_ID:
+        key = key.int()  # half the radix passes
+    return torch.sort(key, stable=True).indices
+
+
+def _pointers(ids: Tensor, size: int) -> Tensor:
+    """Row pointers of sorted `ids`: int64 [size + 1]."""
+    pointers = torch.zeros(size + 1, dtype=torch.int64, device=ids.device)
+    torch.cumsum(torch.bincount(ids, minlength=size), 0, out=pointers[1:])
+    return pointers
+
+
+def _partition(pointers: Tensor, max_parts: int = MAX_PARTS) -> Tensor:
+    """Cuts rows and edges into parts of like cost: int64 [2, P + 1] of (row, edge) boundaries.
+
+    The boundaries depend on the graph alone, so results do not depend on the number of threads. A
+    boundary lies at the start of a row, or, where a row is longer than MAX_WHOLE_ROW, inside it.
+    """
+    num_rows, num_edges = pointers.numel() - 1, int(pointers[-1])
+    cost = num_rows + num_edges
+    parts = max(1, min(cost // PART_SIZE, max_parts))
+    targets = torch.arange(parts + 1, dtype=torch.int64, device=pointers.device) * cost // parts
+    diagonal = pointers + torch.arange(num_rows + 1, dtype=torch.int64, device=pointers.device)
+    row = torch.searchsorted(diagonal, targets, right=True) - 1
+    start = pointers[row]
+    length = pointers[(row + 1).clamp(max=num_rows)] - start
+    inside = torch.minimum(targets - diagonal[row], length)
+    edge = torch.where(length > MAX_WHOLE_ROW, start + inside, start)
+    return torch.stack([row, edge])
+
+
+def _relation_slots(part: Tensor, rel: Tensor, num_relations: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each part of the work adds up its share of the relation gradients.
+
+    Each pair (part, relation) that occurs owns a *slot*, a row of the workspace. Returns the slot
+    of every edge in row order (int32 [E]), and the slots of each relation in order of the parts as
+    pointers (int64 [R + 1]) and list (int32 [S]): summed in that order the result is repeatable.
+    """
+    parts = part.size(1) - 1
+    sizes = (part[1, 1:] - part[1, :-1]).clamp(min=0)
+    owner = torch.repeat_interleave(torch.arange(parts, device=rel.device), sizes)
+    pair = owner * num_relations + rel
+    present = torch.zeros(parts * num_relations, dtype=torch.bool, device=rel.device)
+    present[pair] = True
+    number = torch.cumsum(present, 0) - 1
+    slot_relation = present.nonzero().flatten() % max(num_relations, 1)
+    order = torch.sort(slot_relation, stable=True).indices
+    return number[pair].int(), _pointers(slot_relation, num_relations), order.int()
+
+
+# ---------------------------------------------------------------------------------------------
+# Masks
+
+
+class EdgeMask:
+    """A subset of a graph's edges, made by `graph.edge_mask`; both orders, the second made once.
+
+    Attributes:
+        row: bool [E] in row order, True where the edge is kept.
+    """
+
+    def __init__(self, row: Tensor, graph: _Graph) -> None:
+        self.row = row
+        self._graph = graph
+        self._col: Tensor | None = None
+
+    @property
+    def col(self) -> Tensor:
+        """bool [E] in column order; copied when first asked for."""
+        if self._col is None:
+            self._col = self.row[self._graph.columns()[3].long()]
+        return self._col
+
+    def __repr__(self) -> str:
+        return f"EdgeMask(num_edges={self.row.numel()}, device={self.row.device})"
+
+
+# ---------------------------------------------------------------------------------------------
+# Graphs
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What `RelGraph` and `InteractionGraph` share; all tensors on one device."""
+
+    rowptr: Tensor  # int64 [num_rows + 1]
+    head: Tensor  # int32 [E]          row order
+    col: Tensor  # int32 [E]           row order: the tail
+    rel: Tensor  # int32 [E] or [0]    row order
+    perm: Tensor  # int32 [E]          caller's edge id of each position
+    part: Tensor  # int64 [2, P + 1]   boundaries of the parts of the work
+    slot: Tensor  # int32 [E] or [0]   place of each edge's relation gradient
+    slot_ptr: Tensor  # int64 [R + 1]
+    slot_perm: Tensor  # int32 [S]
+    colptr: Tensor | None  # int64 [num_cols + 1]   None until a pass over columns needs them
+    col_row: Tensor | None  # int32 [E]       column order: the head
+    col_rel: Tensor | None  # int32 [E] or [0]
+    col_pos: Tensor | None  # int32 [E]       position in row order
+    col_part: Tensor | None  # int64 [2, P + 1]
+    num_rows: int
+    num_cols: int
+    num_relations: int
+
+    def __post_init__(self) -> None:
+        if self.num_edges > MAX_ID:
+            raise ValueError(f"the graph has {self.num_edges} edges, expected at most {MAX_ID}")
+
+    @property
+    def num_edges(self) -> int:
+        return self.col.numel()
+
+    @property
+    def device(self) -> torch.device:
+        return self.rowptr.device
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 [2, E] (head, tail) in the caller's order, rebuilt at each call."""
+        return self.to_caller_order(torch.stack([self.head, self.col], 1).long()).t().contiguous()
+
+    def to_row_order(self, x: Tensor) -> Tensor:
+        """Per-edge values [E, ...] from the caller's order to row order."""
+        return x.index_select(0, self.perm)
+
+    def to_caller_order(self, x: Tensor) -> Tensor:
+        """Per-edge values [E, ...] from row order to the caller's order."""
+        return torch.empty_like(x).index_copy(0, self.perm.long(), x)
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Column order: (colptr, row, rel, pos, part). Sorted when first asked for, then kept."""
+        if self.colptr is None:
+            order = _sort_by(self.col, self.rel if self.rel.numel() else None, self.num_relations)
+            colptr = _pointers(self.col, self.num_cols)
+            made = {
+                "colptr": colptr,
+                "col_row": self.head[order],
+                "col_rel": self.rel[order] if self.rel.numel() else self.rel,
+                "col_pos": order.int(),
+                "col_part": _partition(colptr),
+            }
+            for name, value in made.items():
+                object.__setattr__(self, name, value)  # a cache, not a change of value
+        return self.colptr, self.col_row, self.col_rel, self.col_pos, self.col_part  # type: ignore[return-value]
+
+    def tensors(self, columns: bool) -> list[Tensor]:
+        """The graph as ops take it: nine tensors in row order, five more with the column order."""
+        rows = [self.rowptr, self.head, self.col, self.rel, self.perm]
+        rows += [self.part, self.slot, self.slot_ptr, self.slot_perm]
+        return [*rows, *self.columns()] if columns else rows
+
+    def edge_mask(self, mask: Tensor, order: str = "caller") -> EdgeMask:
+        """A mask of this graph's edges.
+
+        Args:
+            mask: bool [E] on the graph's device, True where an edge is kept.
+            order: "caller" for the order the graph was built from, or "row" for row order.
+
+        Raises:
+            TypeError: `mask` is no bool tensor.
+            ValueError: shape, device or `order` do not fit.
+        """
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"mask is {kind}, expected a torch.bool tensor")
+        if mask.shape != (self.num_edges,):
+            raise ValueError(f"mask has shape {list(mask.shape)}, expected [{self.num_edges}]")
+        if mask.device != self.device:
+            raise ValueError(f"mask is on {mask.device}, expected {self.device}, as the graph")
+        if order not in ("caller", "row"):
+            raise ValueError(f"order is {order!r}, expected 'caller' or 'row'")
+        return EdgeMask(self.to_row_order(mask) if order == "caller" else mask.contiguous(), self)
+
+    def to(self: G, device: torch.device | str) -> G:
+        """The graph on `device`; itself where it is there already."""
+        device = torch.device(device)
+        if self.rowptr.to(device).device == self.device:
+            return self
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes the graph to `path` (torch.save of plain tensors and ints)."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        torch.save({"kind": type(self).__name__, **content}, path)
+
+    @classmethod
+    def load(cls: type[G], path: str | PathLike[str]) -> G:
+        """Reads what `save` wrote, onto the CPU.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        kind = content.pop("kind", None) if isinstance(content, dict) else None
+        if kind != cls.__name__:
+            raise ValueError(f"{path} holds {kind or 'no graph'}, expected a {cls.__name__}")
+        return cls(**content)
+
+
+def _build(head: Tensor, tail: Tensor, rel: Tensor | None, sizes: tuple[int, int, int]) -> dict:
+    """Row order, parts and slots, from validated ids."""
+    num_rows, num_cols, num_relations = sizes
+    order = _sort_by(head, rel, num_relations)
+    rowptr = _pointers(head, num_rows)
+    # Parts times relations bounds the workspace of the relation gradients.
+    most = max(1, (head.numel() + num_rows) // max(num_relations, 1))
+    part = _partition(rowptr, min(MAX_PARTS, most))
+    empty = torch.empty(0, dtype=torch.int32, device=head.device)
+    slots = (empty, torch.zeros(1, dtype=torch.int64, device=head.device), empty)
+    rel = empty if rel is None else rel.int()[order]
+    if num_relations:
+        slots = _relation_slots(part, rel, num_relations)
+    return {
+        "rowptr": rowptr,
+        "head": head.int()[order],
+        "col": tail.int()[order],
+        "rel": rel,
+        "perm": order.int(),
+        "part": part,
+        "slot": slots[0],
+        "slot_ptr": slots[1],
+        "slot_perm": slots[2],
+        "colptr": None,
+        "col_row": None,
+        "col_rel": None,
+        "col_pos": None,
+        "col_part": None,
+        "num_rows": num_rows,
+        "num_cols": num_cols,
+        "num_relations": num_relations,
+    }
+
+
+@dataclass(frozen=True)
+class RelGraph(_Graph):
+    """A knowledge graph: edges (head, relation, tail), rows are heads, columns are tails.
+
+    Built by `from_edges`. Duplicate edges and self-loops are kept as given, nodes without edges
+    are allowed, relation ids may exceed 65,535.
+    """
+
+    relation_counts: Tensor  # int64 [num_relations]
+
+    @classmethod
+    def from_edges(
+        cls,
+        edge_index: Tensor,
+        edge_type: Tensor,
+        *,
+        num_nodes: int | None = None,
+        num_rows: int | None = None,
+        num_cols: int | None = None,
+        num_relations: int | None = None,
+    ) -> RelGraph:
+        """Sorts edges into a graph; O(E) with a radix sort.
+
+        Args:
+            edge_index: int64 or int32 [2, E], heads and tails.
+            edge_type: int64 or int32 [E], relation ids from 0.
+            num_nodes: number of rows and of columns; by default one more than the largest id.
+            num_rows, num_cols: the two apart, for a bipartite graph.
+            num_relations: by default one more than the largest relation id.
+
+        Raises:
+            TypeError: an argument is no integer tensor, or a size is no int.
+            ValueError: a shape or device does not fit, or an id is out of range (the message names
+                the first offending position).
+        """
+        _check_edges("edge_index", edge_index, 2, None)
+        _check_edges("edge_type", edge_type, edge_index.size(1))
+        if edge_type.device != edge_index.device:
+            raise ValueError(
+                f"edge_type is on {edge_type.device}, expected {edge_index.device}, as edge_index"
+            )
+        if num_nodes is not None and (num_rows is not None or num_cols is not None):
+            raise ValueError("num_nodes is given together with num_rows or num_cols, expected one")
+        head, tail = edge_index.detach()
+        edge_type = edge_type.detach()
+        if num_nodes is None and num_rows is None and num_cols is None:
+            num_nodes = _resolve_size("num_nodes", None, edge_index)
+        rows = _resolve_size("num_rows", num_nodes if num_rows is None else num_rows, head)
+        cols = _resolve_size("num_cols", num_nodes if num_cols is None else num_cols, tail)
+        relations = _resolve_size("num_relations", num_relations, edge_type)
+        _check_ids("edge_index[0]", head, rows, "rows")
+        _check_ids("edge_index[1]", tail, cols, "columns")
+        _check_ids("edge_type", edge_type, relations, "relations")
+        counts = torch.bincount(edge_type, minlength=relations)
+        built = _build(head, tail, edge_type, (rows, cols, relations))
+        return cls(**built, relation_counts=counts)
+
+    @property
+    def edge_type(self) -> Tensor:
+        """int64 [E] in the caller's order, rebuilt at each call."""
+        return self.to_caller_order(self.rel.long())
+
+
+@dataclass(frozen=True)
+class InteractionGraph(_Graph):
+    """Interactions: edges (user, item) with an optional weight; rows are users, columns items."""
+
+    weight: Tensor | None  # [E] in the caller's order
+
+    @classmethod
+    def from_edges(
+        cls,
+        edge_index: Tensor,
+        weight: Tensor | None = None,
+        *,
+        num_users: int | None = None,
+        num_items: int | None = None,
+    ) -> InteractionGraph:
+        """Sorts interactions into a graph.
+
+        Args:
+            edge_index: int64 or int32 [2, E], users and items.
+            weight: floating point [E] in the same order, or None.
+            num_users, num_items: by default one more than the largest id.
+
+        Raises:
+            TypeError, ValueError: as `RelGraph.from_edges`.
+        """
+        _check_edges("edge_index", edge_index, 2, None)
+        if weight is not None:
+            if not isinstance(weight, Tensor) or not weight.is_floating_point():
+                raise TypeError("weight is no floating point tensor, expected one of shape [E]")
+            if weight.shape != edge_index.shape[1:]:
+                wanted = list(edge_index.shape[1:])
+                raise ValueError(f"weight has shape {list(weight.shape)}, expected {wanted}")
+            if weight.device != edge_index.device:
+                raise ValueError(f"weight is on {weight.device}, expected {edge_index.device}")
+        user, item = edge_index.detach()
+        users = _resolve_size("num_users", num_users, user)
+        items = _resolve_size("num_items", num_items, item)
+        _check_ids("edge_index[0]", user, users, "users")
+        _check_ids("edge_index[1]", item, items, "items")
+        return cls(**_build(user, item, None, (users, items, 0)), weight=weight)
+
+
+for _cls in (RelGraph, InteractionGraph):
+    torch.export.register_dataclass(_cls, serialized_type_name=f"kgrec_fast.{_cls.__name__}")
+
+
+def graph_tensors(graph: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Names for the list an op receives (the order of `_Graph.tensors`), for reference code."""
+    names = [f.name for f in fields(_Graph)]
+    return dict(zip(names, graph, strict=False))

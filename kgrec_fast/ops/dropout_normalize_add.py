@@ -1,0 +1,96 @@
+"""What follows every hop: message dropout, L2 normalisation of each row, the running residual."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kgrec_fast.ops.random import check_rng, check_stream, keep_mask_reference
+
+EPS = 1e-12
+"""Norms below it are replaced by it, as `torch.nn.functional.normalize` does."""
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _check(
+    x: Tensor, residual: Tensor, p: float, rng: Tensor | None, stream: int, training: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Validates; returns x and residual in one dtype, and rng or None where nothing is dropped."""
+    for name, tensor in (("x", x), ("residual", residual)):
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS:
+            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"{name} is {found}, expected a floating-point tensor")
+    if x.dim() != 2:
+        raise ValueError(f"x has shape {list(x.shape)}, expected two dimensions")
+    if residual.shape != x.shape:
+        raise ValueError(
+            f"residual has shape {list(residual.shape)}, expected {list(x.shape)}, the shape of x"
+        )
+    if residual.device != x.device:
+        raise ValueError(f"residual is on {residual.device}, expected {x.device}, the device of x")
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"p is {p}, expected 0 <= p < 1")
+    check_stream(stream)
+    drops = training and p > 0.0
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return x.to(dtype), residual.to(dtype), check_rng(rng, x.device) if drops else None
+
+
+def dropout_normalize_add_reference(
+    x: Tensor,
+    residual: Tensor,
+    p: float,
+    rng: Tensor | None,
+    stream: int = 0,
+    training: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """See `dropout_normalize_add`."""
+    x, residual, rng = _check(x, residual, p, rng, stream, training)
+    message = x if x.dtype == torch.float64 else x.float()
+    if rng is not None:
+        keep = keep_mask_reference(rng, stream, p, x.shape)
+        message = torch.where(keep, message * (1.0 / (1.0 - p)), 0.0)
+    norm = torch.linalg.vector_norm(message, dim=1, keepdim=True).clamp_min(EPS)
+    is_zero = (message == 0).all(dim=1, keepdim=True)
+    # The branch of zero rows is a constant: it stops the gradient of 1 / EPS.
+    y = torch.where(is_zero, 0.0, message / norm).to(x.dtype)
+    return y, residual + y
+
+
+def dropout_normalize_add(
+    x: Tensor,
+    residual: Tensor,
+    p: float,
+    rng: Tensor | None,
+    stream: int = 0,
+    training: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Message dropout, L2 normalisation of each row, and the sum with the residual.
+
+    With m_ij = x_ij / (1 - p) where uniform(rng, stream, i * D + j) >= p and 0 elsewhere,
+
+        y_i = m_i / max(|m_i|_2, 1e-12),        out_i = residual_i + y_i.
+
+    The draws compare 24 random bits, so that p is met to 2**-24. Half types compute in float32,
+    which holds 1e-12, and round y before it is added. Unlike `torch.nn.functional.normalize`,
+    whose gradient at a row of zeros is 1e12 times the incoming one (NaN in float16), a row that is
+    exactly zero after dropout gets a zero gradient. Backward draws the mask anew and keeps y and
+    one number a row. O(N * D).
+
+    Args:
+        x: [N, D], floating point.
+        residual: [N, D]; where its dtype differs from x's, both take the promoted one.
+        p: share of the elements dropped, 0 <= p < 1.
+        rng: int64[2], (seed, step), on the device of x; may be None where nothing is dropped.
+        stream: stream number of this use, see `kgrec_fast.ops.random.Stream`.
+        training: False switches the dropout off.
+
+    Returns:
+        (y, residual + y), both [N, D].
+
+    Raises:
+        TypeError: x or residual is not floating point, or rng is not an int64 tensor.
+        ValueError: a shape, a device, p or stream is not as described.
+    """
+    return dropout_normalize_add_reference(x, residual, p, rng, stream, training)

@@ -1,0 +1,282 @@
+"""Reductions and softmax over rows in arbitrary index order, as torch_scatter and PyG define them.
+
+Every cell of the result adds its elements in their order in `src`, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kgrec_fast.ops.segment import (
+    FLOATS,
+    INTEGERS,
+    check_src,
+    readable,
+    segment_softmax,
+    segment_softmax_reference,
+    softmax_by_index,
+    widened,
+)
+
+
+def _check_values(index: Tensor, size: int | None, bound: str) -> int:
+    """Validates 0 <= index < size, naming the first offending position; returns the size.
+
+    Without a size it is the largest index plus one.
+    """
+    if index.numel() == 0:
+        return 0 if size is None else size
+    if not readable(index):
+        return int(index.max()) + 1 if size is None else size
+    low, high = (int(value) for value in torch.aminmax(index))
+    if low < 0 or (size is not None and high >= size):
+        bad = (index < 0) if size is None else (index < 0) | (index >= size)
+        position = bad.nonzero()[0].tolist()
+        value = int(index[tuple(position)])
+        expected = "an index >= 0" if size is None else f"0 <= index < {size} ({bound})"
+        where = ", ".join(map(str, position))
+        raise ValueError(f"index[{where}] is {value}, expected {expected}")
+    return high + 1 if size is None else size
+
+
+def _check_index(index: Tensor, device: torch.device) -> Tensor:
+    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
+        found = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index is {found}, expected an int64 or int32 tensor")
+    if index.device != device:
+        raise ValueError(f"index is on {index.device}, expected {device}, the device of src")
+    return index.long()
+
+
+def _check_dim(dim: int, src: Tensor) -> int:
+    if not -src.dim() <= dim < src.dim():
+        raise ValueError(f"dim is {dim}, expected -{src.dim()} <= dim < {src.dim()}")
+    return dim % src.dim()
+
+
+def _check(
+    src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None
+) -> tuple[Tensor, int, int]:
+    """Validates; returns index shaped to broadcast against src, dim >= 0, and the output size."""
+    check_src(src, FLOATS + INTEGERS)
+    dim = _check_dim(dim, src)
+    index = _check_index(index, src.device)
+    shape = [1] * dim + [index.numel()] if index.dim() == 1 else list(index.shape)
+    shape += [1] * (src.dim() - len(shape))
+    if len(shape) != src.dim() or any(
+        n not in (1, m) for n, m in zip(shape, src.shape, strict=True)
+    ):
+        raise ValueError(
+            f"index has shape {list(index.shape)}, expected one that broadcasts to "
+            f"{list(src.shape)}, the shape of src, along dim {dim}"
+        )
+    size, bound = dim_size, "dim_size"
+    if out is not None:
+        if not isinstance(out, Tensor) or out.dtype != src.dtype:
+            found = out.dtype if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(f"out is {found}, expected a tensor of {src.dtype}, the dtype of src")
+        if out.device != src.device:
+            raise ValueError(f"out is on {out.device}, expected {src.device}, the device of src")
+        if out.dim() != src.dim() or any(
+            n < m for d, (n, m) in enumerate(zip(out.shape, src.shape, strict=True)) if d != dim
+        ):
+            raise ValueError(
+                f"out has shape {list(out.shape)}, expected no dimension but {dim} smaller than "
+                f"in {list(src.shape)}, the shape of src"
+            )
+        size, bound = out.size(dim), f"out.size({dim})"
+    if size is not None and size < 0:
+        raise ValueError(f"dim_size is {size}, expected at least 0")
+    # As in torch_scatter, an index that is expanded to nothing says nothing.
+    size = _check_values(index, size, bound) if src.numel() else size or 0
+    return index.view(shape), dim, size
+
+
+def _sum_reference(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
+    shape = [*src.shape[:dim], size, *src.shape[dim + 1 :]]
+    zeros = widened(src.new_zeros(shape))
+    return zeros.scatter_add(dim, index.expand_as(src), widened(src)).to(src.dtype)
+
+
+def _accumulate(out: Tensor, total: Tensor) -> Tensor:
+    """Adds total to the leading part of out: out may be larger, as in Tensor.scatter_add_."""
+    part = out
+    for d, n in enumerate(total.shape):
+        part = part.narrow(d, 0, n)
+    part.add_(total)
+    return out
+
+
+def _count(index: Tensor, dim: int, size: int) -> Tensor:
+    """How often each output cell is named, at least 1.
+
+    Counts the index as given: a single index for the whole of dim counts once, as in torch_scatter.
+    """
+    shape = [*index.shape[:dim], size, *index.shape[dim + 1 :]]
+    zeros = torch.zeros(shape, dtype=torch.int64, device=index.device)
+    return zeros.scatter_add_(dim, index, torch.ones_like(index)).clamp_min_(1)
+
+
+def _check_mean_out(index: Tensor, dim: int, out: Tensor | None) -> None:
+    """The counts have the shape of the index, and must reach every cell of a larger out."""
+    if out is not None and any(
+        d != dim and n not in (1, m)
+        for d, (n, m) in enumerate(zip(index.shape, out.shape, strict=True))
+    ):
+        raise ValueError(
+            f"out has shape {list(out.shape)}, expected one to which the counts of an index of "
+            f"shape {list(index.shape)} broadcast"
+        )
+
+
+def _divide_(total: Tensor, index: Tensor, dim: int) -> Tensor:
+    if total.numel() == 0:
+        return total
+    count = _count(index, dim, total.size(dim))
+    if total.is_floating_point():
+        return total.div_(count.to(total.dtype))
+    return total.copy_(total.long().div_(count, rounding_mode="floor"))
+
+
+def scatter_sum_reference(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+) -> Tensor:
+    """See `scatter_sum`."""
+    index, dim, size = _check(src, index, dim, out, dim_size)
+    total = _sum_reference(src, index, dim, size)
+    return total if out is None else _accumulate(out, total)
+
+
+def scatter_mean_reference(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+) -> Tensor:
+    """See `scatter_mean`."""
+    index, dim, size = _check(src, index, dim, out, dim_size)
+    _check_mean_out(index, dim, out)
+    total = _sum_reference(widened(src), index, dim, size)
+    if out is not None:
+        total = _accumulate(out, total)
+    return _divide_(total, index, dim).to(src.dtype)
+
+
+def _check_softmax(
+    src: Tensor, index: Tensor | None, num_nodes: int | None, dim: int
+) -> tuple[Tensor, int, int]:
+    check_src(src, FLOATS)
+    if index is None:
+        raise ValueError("index and ptr are both None, expected one of them")
+    dim = _check_dim(dim, src)
+    index = _check_index(index, src.device)
+    if index.dim() != 1 or index.numel() != src.size(dim):
+        raise ValueError(
+            f"index has shape {list(index.shape)}, expected [{src.size(dim)}], "
+            f"the size of src along dim {dim}"
+        )
+    if num_nodes is not None and num_nodes < 0:
+        raise ValueError(f"num_nodes is {num_nodes}, expected at least 0")
+    return index, _check_values(index, num_nodes, "num_nodes"), dim
+
+
+def scatter_softmax_reference(
+    src: Tensor,
+    index: Tensor | None = None,
+    ptr: Tensor | None = None,
+    num_nodes: int | None = None,
+    dim: int = 0,
+) -> Tensor:
+    """See `scatter_softmax`."""
+    if ptr is not None:
+        check_src(src, FLOATS)
+        dim = _check_dim(dim, src)
+        return segment_softmax_reference(src.movedim(dim, 0), ptr).movedim(0, dim)
+    index, num_nodes, dim = _check_softmax(src, index, num_nodes, dim)
+    rows = widened(src).movedim(dim, 0)
+    return softmax_by_index(rows, index, num_nodes).movedim(0, dim).to(src.dtype)
+
+
+def scatter_sum(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+) -> Tensor:
+    """Sum of the elements of src with the same index along dim, as `torch_scatter.scatter_sum`.
+
+    Half types accumulate in float32. O(elements of src).
+
+    Args:
+        src: [.., E, ..], float32, float64, bfloat16, float16 or an integer type.
+        index: int64 or int32, [E] or anything that trailing dimensions of size 1 and expansion
+            turn into the shape of src.
+        dim: dimension of src along which the index runs.
+        out: the sums are added into it, in place, and it is returned.
+        dim_size: size of the result along dim; the largest index plus one where absent.
+
+    Returns:
+        [.., dim_size, ..], dtype of src; cells that no index names are 0.
+
+    Raises:
+        TypeError: a dtype is not as described.
+        ValueError: a shape or device is not as described, or an index is out of range (the message
+            names the first such position).
+    """
+    return scatter_sum_reference(src, index, dim, out, dim_size)
+
+
+def scatter_mean(
+    src: Tensor,
+    index: Tensor,
+    dim: int = -1,
+    out: Tensor | None = None,
+    dim_size: int | None = None,
+) -> Tensor:
+    """Mean of the elements of src with the same index, as `torch_scatter.scatter_mean`.
+
+    Integers are rounded down. With `out` the sums are added into it first, and the whole is divided
+    by how often src names each cell. Arguments, result and errors as in `scatter_sum`.
+    """
+    return scatter_mean_reference(src, index, dim, out, dim_size)
+
+
+def scatter_softmax(
+    src: Tensor,
+    index: Tensor | None = None,
+    ptr: Tensor | None = None,
+    num_nodes: int | None = None,
+    dim: int = 0,
+) -> Tensor:
+    """Softmax over the elements with the same index along dim, as `torch_geometric.utils.softmax`.
+
+    out_e = exp(src_e - m) / (sum of exp(src_f - m) over the group + 1e-16), m the group's maximum.
+    Half types compute in float32. O(elements of src).
+
+    Args:
+        src: [.., E, ..], floating point.
+        index: int64 or int32 [E], in any order; not looked at where ptr is given.
+        ptr: int64 [S + 1], segments of sorted rows in place of an index.
+        num_nodes: number of groups; the largest index plus one where absent.
+        dim: dimension of src along which the index runs.
+
+    Returns:
+        [.., E, ..], dtype of src.
+
+    Raises:
+        TypeError: a dtype is not as described.
+        ValueError: neither index nor ptr is given, a shape or device is not as described, or an
+            index is out of range (the message names the first such position).
+    """
+    if ptr is not None:
+        check_src(src, FLOATS)
+        dim = _check_dim(dim, src)
+        return segment_softmax(src.movedim(dim, 0), ptr).movedim(0, dim)
+    return scatter_softmax_reference(src, index, None, num_nodes, dim)

@@ -1,0 +1,150 @@
+"""Reductions and softmax over sorted segments: rows ptr[s] .. ptr[s+1]-1 belong to segment s."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+HALVES = (torch.bfloat16, torch.float16)
+SOFTMAX_EPS = 1e-16
+"""Added to every sum of exponentials, as torch_geometric does."""
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether values can be looked at: not on meta tensors, nor while a graph is traced."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    return plain and not tensor.is_meta and not torch.compiler.is_compiling()
+
+
+def widened(src: Tensor) -> Tensor:
+    """Half types as float32, in which they accumulate; others as they are."""
+    return src.float() if src.dtype in HALVES else src
+
+
+def check_src(src: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    """TypeError unless src is a tensor of an allowed dtype, ValueError unless it has dimensions."""
+    if not isinstance(src, Tensor) or src.dtype not in allowed:
+        found = src.dtype if isinstance(src, Tensor) else type(src).__name__
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise TypeError(f"src is {found}, expected a tensor of {names}")
+    if src.dim() == 0:
+        raise ValueError("src has no dimension, expected at least one")
+
+
+def check_ptr(ptr: Tensor, size: int, device: torch.device) -> None:
+    """Validates the segment pointers of `size` rows; errors as in `segment_sum`."""
+    if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
+        found = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__
+        raise TypeError(f"ptr is {found}, expected an int64 tensor")
+    if ptr.dim() != 1 or ptr.numel() == 0:
+        raise ValueError(f"ptr has shape {list(ptr.shape)}, expected [segments + 1]")
+    if ptr.device != device:
+        raise ValueError(f"ptr is on {ptr.device}, expected {device}, the device of src")
+    if not readable(ptr):
+        return
+    first, last = int(ptr[0]), int(ptr[-1])
+    if first != 0:
+        raise ValueError(f"ptr[0] is {first}, expected 0")
+    if last != size:
+        raise ValueError(f"ptr[-1] is {last}, expected {size}, the number of rows of src")
+    falls = ptr[1:] < ptr[:-1]
+    if bool(falls.any()):
+        s = int(falls.nonzero()[0])
+        raise ValueError(
+            f"ptr must not decrease: ptr[{s + 1}] is {int(ptr[s + 1])} after {int(ptr[s])}"
+        )
+
+
+def _segment_of_rows(ptr: Tensor, size: int) -> Tensor:
+    segments = torch.arange(ptr.numel() - 1, device=ptr.device)
+    return segments.repeat_interleave(ptr.diff(), output_size=size)
+
+
+def _per_row(per_segment: Tensor, src: Tensor) -> Tensor:
+    """Shapes [S] like [S, 1, ..] so that it broadcasts over the trailing dimensions of src."""
+    return per_segment.view(-1, *[1] * (src.dim() - 1))
+
+
+def segment_sum_reference(src: Tensor, ptr: Tensor) -> Tensor:
+    """See `segment_sum`."""
+    check_src(src, FLOATS + INTEGERS)
+    check_ptr(ptr, src.size(0), src.device)
+    zeros = widened(src.new_zeros(ptr.numel() - 1, *src.shape[1:]))
+    return zeros.index_add(0, _segment_of_rows(ptr, src.size(0)), widened(src)).to(src.dtype)
+
+
+def segment_mean_reference(src: Tensor, ptr: Tensor) -> Tensor:
+    """See `segment_mean`."""
+    total = segment_sum_reference(widened(src) if isinstance(src, Tensor) else src, ptr)
+    count = _per_row(ptr.diff().clamp_min(1), src)
+    if src.is_floating_point():
+        return (total / count.to(total.dtype)).to(src.dtype)
+    return total.to(torch.int64).div(count, rounding_mode="floor").to(src.dtype)
+
+
+def segment_softmax_reference(src: Tensor, ptr: Tensor) -> Tensor:
+    """See `segment_softmax`."""
+    check_src(src, FLOATS)
+    check_ptr(ptr, src.size(0), src.device)
+    segment = _segment_of_rows(ptr, src.size(0))
+    return softmax_by_index(widened(src), segment, ptr.numel() - 1).to(src.dtype)
+
+
+def softmax_by_index(src: Tensor, index: Tensor, num_nodes: int) -> Tensor:
+    """exp(src - max) / (sum + 1e-16) along dimension 0 over rows of equal index [E], unchecked."""
+    groups = src.new_zeros(num_nodes, *src.shape[1:])
+    expanded = _per_row(index, src).expand_as(src)
+    highest = groups.scatter_reduce(0, expanded, src.detach(), "amax", include_self=False)
+    out = (src - highest.index_select(0, index)).exp()
+    total = groups.index_add(0, index, out) + SOFTMAX_EPS
+    return out / total.index_select(0, index)
+
+
+def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
+    """Sum of the rows of every segment; 0 for empty segments.
+
+    Half types accumulate in float32. Bitwise repeatable, whatever the number of threads. O(E * F).
+
+    Args:
+        src: [E, *], float32, float64, bfloat16, float16 or an integer type.
+        ptr: int64 [S + 1], from 0 to E, never decreasing.
+
+    Returns:
+        [S, *], dtype of src.
+
+    Raises:
+        TypeError: src or ptr has another dtype.
+        ValueError: src has no dimension, or ptr is not as described.
+    """
+    return segment_sum_reference(src, ptr)
+
+
+def segment_mean(src: Tensor, ptr: Tensor) -> Tensor:
+    """Mean of the rows of every segment; 0 for empty segments, rounded down for integers.
+
+    Arguments, result and errors as in `segment_sum`.
+    """
+    return segment_mean_reference(src, ptr)
+
+
+def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
+    """Softmax over the rows of every segment, for each trailing position on its own.
+
+    out_e = exp(src_e - m) / (sum of exp(src_f - m) over the segment + 1e-16), m the segment's
+    maximum, as `torch_geometric.utils.softmax` with `ptr`. Half types compute in float32. A segment
+    whose maximum is infinite gives NaN, as softmax does. O(E * F).
+
+    Args:
+        src: [E, *], floating point.
+        ptr: int64 [S + 1], from 0 to E, never decreasing.
+
+    Returns:
+        [E, *], dtype of src.
+
+    Raises:
+        TypeError: src is not floating point, or ptr not int64.
+        ValueError: src has no dimension, or ptr is not as described.
+    """
+    return segment_softmax_reference(src, ptr)

@@ -1,0 +1,76 @@
+"""What the layers accept: embeddings, raw edges or graphs, masks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kgrec_fast.graph import (
+    EdgeMask,
+    InteractionGraph,
+    RelGraph,
+    as_interaction_graph,
+    as_rel_graph,
+)
+
+Mask = EdgeMask | Tensor | None
+
+
+def check_embedding(name: str, x: Tensor, width: int) -> None:
+    """Raises where ``x`` is not a tensor [n, width]."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if x.dim() != 2 or x.shape[1] != width:
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected [n, {width}]")
+
+
+def resolve_rel_graph(
+    edge_index: Tensor | RelGraph, edge_type: Tensor | None, nodes: int, relations: int
+) -> RelGraph:
+    """The knowledge graph that ``edge_index, edge_type`` stand for.
+
+    Raises:
+        TypeError, ValueError: They are neither two tensors nor a graph of that size and None.
+    """
+    if not isinstance(edge_index, RelGraph):
+        if edge_type is None:
+            raise ValueError("edge_type is None, expected the relation of each edge")
+        return as_rel_graph(edge_index, edge_type, nodes, nodes, relations)
+    if edge_type is not None:
+        raise ValueError("edge_type is given together with a RelGraph, expected None")
+    found = (edge_index.num_rows, edge_index.num_cols, edge_index.num_relations)
+    if found != (nodes, nodes, relations):
+        raise ValueError(
+            f"edge_index is a RelGraph with {found[0]} rows, {found[1]} columns and {found[2]} "
+            f"relations, expected {nodes}, {nodes} (one for each row of entity_emb) and {relations}"
+        )
+    return edge_index
+
+
+def resolve_interactions(
+    inter_edge: Tensor | InteractionGraph, users: int, items: int, exact: bool
+) -> InteractionGraph:
+    """The interaction graph that ``inter_edge`` stands for.
+
+    Args:
+        inter_edge: int64 [2, M] or a graph.
+        users: Rows it must have.
+        items: Columns it must have (``exact``), or may have at most.
+        exact: Which of the two.
+
+    Raises:
+        TypeError, ValueError: It is neither a tensor of edges nor a graph of that size.
+    """
+    if not isinstance(inter_edge, InteractionGraph):
+        return as_interaction_graph(inter_edge, users, items)
+    found = inter_edge.num_cols
+    if inter_edge.num_rows != users or (found != items if exact else found > items):
+        raise ValueError(
+            f"inter_edge is an InteractionGraph of {inter_edge.num_rows} users and {found} items, "
+            f"expected {users} users and {'' if exact else 'at most '}{items} items"
+        )
+    return inter_edge
+
+
+def prepared_mask(graph: RelGraph | InteractionGraph, mask: Mask) -> EdgeMask | None:
+    """The mask in a form that all uses share, so that it is brought to another order once."""
+    return graph.edge_mask(mask) if isinstance(mask, Tensor) else mask

@@ -1,0 +1,88 @@
+"""Contrast of two views of the items."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Contrast(nn.Module):
+    """Contrastive loss of two views, one random negative in each direction (section 3.4 of KGRec).
+
+    With s_ij the cosine similarity of row i of the first view and row j of the second, both after
+    an MLP, and p a random permutation, the loss of row i is
+
+        -log( e^(s_ii / tau) / (2 e^(s_ii / tau) + e^(s_ip(i) / tau) + e^(s_p(i)i / tau)) )
+
+    The positive stands twice in the denominator, as published. The logarithm is taken of the sum
+    as a whole, so that a small ``tau`` does not overflow.
+
+    Args:
+        num_hidden: Width D of both views.
+        tau: Temperature, above 0.
+
+    Raises:
+        ValueError: ``num_hidden`` or ``tau`` is not above 0.
+    """
+
+    def __init__(self, num_hidden: int, tau: float = 0.7) -> None:
+        super().__init__()
+        if num_hidden < 1:
+            raise ValueError(f"num_hidden is {num_hidden}, expected at least 1")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau is {tau}, expected a finite number above 0")
+        self.num_hidden = num_hidden
+        self.tau = tau
+        self.mlp1 = self._mlp(num_hidden)
+        self.mlp2 = self._mlp(num_hidden)
+
+    @staticmethod
+    def _mlp(width: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def sim(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Cosine similarity [n, m] of each row of ``z1`` [n, D] with each of ``z2`` [m, D]."""
+        return F.normalize(z1) @ F.normalize(z2).t()
+
+    def self_sim(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Cosine similarity [n] of row i of ``z1`` [n, D] with row i of ``z2`` [n, D]."""
+        return (F.normalize(z1) * F.normalize(z2)).sum(1)
+
+    def loss(self, z1: Tensor, z2: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """Loss of each row.
+
+        Args:
+            z1: [n, D], the first view.
+            z2: [n, D], the second view.
+            permutation: int64 [n], the row that is the negative of each row; drawn from torch's
+                generator where it is None.
+
+        Returns:
+            [n].
+
+        Raises:
+            ValueError: The shapes differ, or ``permutation`` is not of shape [n].
+        """
+        if z1.dim() != 2 or z1.shape != z2.shape:
+            raise ValueError(
+                f"z1 and z2 have shapes {list(z1.shape)} and {list(z2.shape)}, "
+                "expected the same [n, D]"
+            )
+        rows = z1.shape[0]
+        if permutation is None:
+            permutation = torch.randperm(rows, device=z1.device)
+        elif permutation.shape != (rows,):
+            raise ValueError(f"permutation has shape {list(permutation.shape)}, expected [{rows}]")
+        # A row keeps its length wherever it is moved: normalise once, permute afterwards.
+        z1, z2 = F.normalize(z1), F.normalize(z2)
+        positive = (z1 * z2).sum(1) / self.tau
+        forth = (z1 * z2.index_select(0, permutation)).sum(1) / self.tau
+        back = (z2 * z1.index_select(0, permutation)).sum(1) / self.tau
+        return torch.stack([positive, positive, forth, back]).logsumexp(0) - positive
+
+    def forward(self, z1: Tensor, z2: Tensor, permutation: Tensor | None = None) -> Tensor:
+        """Mean loss (scalar) of the views ``z1`` and ``z2`` [n, D] after their MLPs."""
+        return self.loss(self.mlp1(z1), self.mlp2(z2), permutation).mean()

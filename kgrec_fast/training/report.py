@@ -1,0 +1,159 @@
+"""What a run says on the terminal: tables and a progress bar, or plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from kgrec_fast.training.metrics import METRICS
+
+_TITLES = {"ndcg": "NDCG", "mrr": "MRR"}
+# Without a terminal: at most one line an epoch, and none sooner than this after the last.
+_QUIET_SECONDS = 10.0
+_MANY_EVALUATIONS = 20
+
+
+class Reporter:
+    """What the trainer tells while it runs. This one keeps silent; subclasses override."""
+
+    def start(self, *, epochs: int, pairs: int, evaluations: int, done: int) -> None:
+        """Training begins or goes on: `done` of ``epochs * pairs`` pairs are behind."""
+
+    def epoch(self, number: int) -> None:
+        """An epoch begins or goes on."""
+
+    def step(self, loss: float, pairs: int) -> None:
+        """A step was made."""
+
+    def epoch_end(self, record: Mapping[str, Any], *, is_best: bool) -> None:
+        """An epoch, with its evaluation if it has one, is over."""
+
+    def message(self, text: str) -> None:
+        """Something a user should know."""
+
+    def stop(self) -> None:
+        """Training is over, for whatever reason."""
+
+
+class ConsoleReporter(Reporter):
+    """Reports to a rich console."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+        self._epochs = 0
+        self._tables = True
+        self._last_line = 0.0
+
+    def start(self, *, epochs: int, pairs: int, evaluations: int, done: int) -> None:
+        self._epochs = epochs
+        # A log file gets tables too, unless they would fill it.
+        self._tables = self.console.is_terminal or evaluations <= _MANY_EVALUATIONS
+        if not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(
+            "training", total=epochs * pairs, completed=done, loss="-", speed="- pairs/s"
+        )
+        self._progress.start()
+
+    def epoch(self, number: int) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, description=f"epoch {number}/{self._epochs}")
+
+    def step(self, loss: float, pairs: int) -> None:
+        if self._progress is None:
+            return
+        self._progress.update(self._task, advance=pairs, loss=f"{loss:.4f}")
+        speed = self._progress.tasks[0].speed
+        if speed:
+            self._progress.update(self._task, speed=f"{speed:,.0f} pairs/s")
+
+    def epoch_end(self, record: Mapping[str, Any], *, is_best: bool) -> None:
+        now = time.monotonic()
+        evaluated = bool(record["valid"])
+        if evaluated or (self._progress is None and now - self._last_line >= _QUIET_SECONDS):
+            self._last_line = now
+            self.console.print(
+                f"epoch {record['epoch']}/{self._epochs}: loss {record['loss']:.4f}, "
+                f"{record['seconds']:.1f} s, {record['pairs_per_second']:,.0f} pairs/s"
+                + ("" if self._tables or not evaluated else f", {_line(record['valid'])}"),
+                soft_wrap=True,
+            )
+        if evaluated and self._tables:
+            mark = ", best so far" if is_best else ""
+            self.console.print(
+                metrics_table(f"valid, epoch {record['epoch']}{mark}", record["valid"])
+            )
+
+    def message(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+
+def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
+    """Metrics as rows, cutoffs as columns."""
+    cutoffs = sorted({int(name.partition("@")[2]) for name in metrics})
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for k in cutoffs:
+        table.add_column(f"@{k}", justify="right")
+    for metric in METRICS:
+        label = _TITLES.get(metric, metric.capitalize())
+        table.add_row(label, *(f"{metrics[f'{metric}@{k}']:.4f}" for k in cutoffs))
+    return table
+
+
+def dataset_table(dataset: Any) -> Table:
+    """The figures of a data set."""
+    figures = dict(dataset.summary())
+    table = Table(title=f"data set {figures.pop('name')}", title_justify="left", show_header=False)
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
+    return table
+
+
+def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A table of texts; numbers are set to the right."""
+    table = Table(title=title, title_justify="left")
+    filled = [list(row) for row in rows]
+    for place, column in enumerate(columns):
+        numeric = bool(filled) and isinstance(filled[0][place], int | float)
+        table.add_column(column, justify="right" if numeric else "left")
+    for row in filled:
+        table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -1,0 +1,134 @@
+"""What every op's public function does before it calls anything: choose, cast, check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from kgrec_fast import _library
+from kgrec_fast.graph import EdgeMask, _Graph
+
+FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_forced_reference: ContextVar[bool] = ContextVar("kgrec_fast_reference", default=False)
+
+
+@contextmanager
+def use_reference() -> Iterator[None]:
+    """Inside, every op runs as its plain PyTorch reference, whatever binaries are loaded."""
+    token = _forced_reference.set(True)
+    try:
+        yield
+    finally:
+        _forced_reference.reset(token)
+
+
+def runs_native(device: torch.device) -> bool:
+    """Whether a call on `device` goes to a native kernel; warns once where none is there."""
+    if _forced_reference.get():
+        return False
+    if _library.is_native(device):
+        return True
+    _library.warn_once(device)
+    return False
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything shorter."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Casts floating tensors to autocast's dtype where autocast is on for their device."""
+    device_type = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device_type):
+        return tensors
+    dtype = torch.get_autocast_dtype(device_type)
+    with torch.autocast(device_type, enabled=False):
+        return tuple(None if t is None else t.to(dtype) for t in tensors)
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow this call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def check_graph(graph: object, kind: type = _Graph) -> None:
+    if not isinstance(graph, kind):
+        wanted = "RelGraph or InteractionGraph" if kind is _Graph else kind.__name__
+        raise TypeError(f"graph is a {type(graph).__name__}, expected a {wanted}")
+
+
+def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) -> None:
+    """`x` is a floating [N >= rows, D] tensor, of the width, dtype and device of `like`."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if x.dtype not in FLOAT_TYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}, expected float32, float64, bfloat16, float16")
+    if x.dim() != 2 or x.size(1) < 1:
+        raise ValueError(f"{name} has shape {list(x.shape)}, expected [N, D] with D >= 1")
+    if x.size(0) < rows:
+        raise ValueError(f"{name} has {x.size(0)} rows, expected at least {rows}")
+    if like is None:
+        return
+    if x.size(1) != like.size(1):
+        raise ValueError(f"{name} has {x.size(1)} columns, expected {like.size(1)}")
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name} has dtype {x.dtype}, expected {like.dtype}, as the other operands")
+    check_device(name, x, like.device)
+
+
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    if x.device != device:
+        raise ValueError(f"{name} is on {x.device}, expected {device}")
+
+
+def check_heads(num_heads: object, width: int) -> None:
+    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
+        raise TypeError(f"num_heads is a {type(num_heads).__name__}, expected an int")
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads is {num_heads}, expected a divisor of the width {width}")
+
+
+def prepare_mask(graph: _Graph, edge_mask: EdgeMask | Tensor | None) -> EdgeMask | None:
+    """An EdgeMask of `graph`, from one, from a bool tensor in the caller's order, or from None."""
+    if edge_mask is None:
+        return None
+    if not isinstance(edge_mask, EdgeMask):
+        return graph.edge_mask(edge_mask)
+    if edge_mask.row.shape != (graph.num_edges,) or edge_mask.row.device != graph.device:
+        raise ValueError(
+            f"edge_mask covers {edge_mask.row.numel()} edges on {edge_mask.row.device}, "
+            f"expected {graph.num_edges} on {graph.device}, as the graph"
+        )
+    return edge_mask
+
+
+def mask_tensors(mask: EdgeMask | None, columns: bool) -> tuple[Tensor | None, Tensor | None]:
+    """(row mask, column mask) as ops take them; the second only where a pass needs it."""
+    if mask is None:
+        return None, None
+    return mask.row, mask.col if columns else None
+
+
+def kept_edges(graph: _Graph, mask: EdgeMask | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Positions, heads, tails and relations (int64) of the unmasked edges, for the references."""
+    if mask is None:
+        positions = torch.arange(graph.num_edges, device=graph.device)
+    else:
+        positions = mask.row.nonzero().flatten()
+    rel = graph.rel.index_select(0, positions) if graph.rel.numel() else graph.rel
+    head, tail = graph.head.index_select(0, positions), graph.col.index_select(0, positions)
+    return positions, head.long(), tail.long(), rel.long()
+
+
+def register_no_grad(name: str) -> None:
+    """Gives an op an autograd rule that raises: no second derivative may be silently wrong."""
+
+    def backward(ctx: object, *grads: Tensor) -> None:
+        raise RuntimeError(f"kgrec_fast::{name} is not differentiable (no double backward)")
+
+    torch.library.register_autograd(f"kgrec_fast::{name}", backward)

@@ -1,0 +1,161 @@
+"""Weighted sums over the edges of a row or a column: both directions of user-item aggregation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kgrec_fast import _library
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.ops import _common
+
+
+def weighted_aggregate(
+    x: Tensor,
+    weight: Tensor | None,
+    graph: InteractionGraph | RelGraph,
+    transpose: bool = False,
+    edge_mask: EdgeMask | Tensor | None = None,
+) -> Tensor:
+    """``out[row] = sum of weight[e] * x[col]`` over the unmasked edges of a row (`ui_agg`).
+
+    Args:
+        x: [M, D], M >= columns of the graph (rows, if `transpose`).
+        weight: [E] in the caller's order, or None for ones. Half-type x takes float32 weights too.
+        graph: the edges; relations, if any, are not looked at.
+        transpose: sum over the edges of a column instead: ``out[col] = sum weight[e] * x[row]``.
+        edge_mask: edges to keep, an `EdgeMask` or bool [E] in the caller's order.
+
+    Returns:
+        [num_rows, D] ([num_cols, D] if `transpose`) in the dtype of x.
+
+    Differentiable in x and weight, as often as wanted. O(E * D) time, O(N * D) memory.
+
+    Raises:
+        TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
+    """
+    _common.check_graph(graph)
+    if not isinstance(transpose, bool):
+        raise TypeError(f"transpose is a {type(transpose).__name__}, expected a bool")
+    (x,) = _common.autocast(x)  # type: ignore[assignment]
+    _common.check_matrix("x", x, graph.num_rows if transpose else graph.num_cols)
+    _common.check_device("x", x, graph.device)
+    _check_weight(weight, x, graph)
+    mask = _common.prepare_mask(graph, edge_mask)
+    if not _common.runs_native(x.device):
+        return weighted_aggregate_reference(x, weight, graph, transpose, mask)
+    columns = transpose or _common.wants_grad(x, weight)
+    if weight is not None:
+        weight = graph.to_row_order(weight.to(_common.accumulate_dtype(x.dtype)))
+    return torch.ops.kgrec_fast.weighted_aggregate(
+        x,
+        weight,
+        graph.tensors(columns),
+        *_common.mask_tensors(mask, columns),
+        transpose,
+        graph.num_cols if transpose else graph.num_rows,
+    )
+
+
+def weighted_aggregate_reference(
+    x: Tensor,
+    weight: Tensor | None,
+    graph: InteractionGraph | RelGraph,
+    transpose: bool = False,
+    edge_mask: EdgeMask | Tensor | None = None,
+) -> Tensor:
+    """`weighted_aggregate` in plain PyTorch."""
+    mask = _common.prepare_mask(graph, edge_mask)
+    kept, row, col, _ = _common.kept_edges(graph, mask)
+    source, target, size = (
+        (row, col, graph.num_cols) if transpose else (col, row, graph.num_rows)
+    )
+    message = x.to(_common.accumulate_dtype(x.dtype))[source]
+    if weight is not None:
+        weight = graph.to_row_order(weight.to(message.dtype))
+        message = message * weight[kept].unsqueeze(1)
+    return message.new_zeros(size, x.size(1)).index_add(0, target, message).to(x.dtype)
+
+
+def _check_weight(weight: Tensor | None, x: Tensor, graph: InteractionGraph | RelGraph) -> None:
+    if weight is None:
+        return
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight is a {type(weight).__name__}, expected a torch.Tensor or None")
+    if weight.dtype not in (x.dtype, _common.accumulate_dtype(x.dtype)):
+        raise TypeError(f"weight has dtype {weight.dtype}, expected {x.dtype}, as x")
+    if weight.shape != (graph.num_edges,):
+        raise ValueError(f"weight has shape {list(weight.shape)}, expected [{graph.num_edges}]")
+    _common.check_device("weight", weight, x.device)
+
+
+# Both backward passes are made of the two ops themselves, so derivatives of any order exist.
+
+
+def _aggregate_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, graph, row_mask, col_mask, ctx.transpose, _ = inputs
+    ctx.x_rows = x.size(0)
+    ctx.save_for_backward(x, weight, row_mask, col_mask, *graph)
+
+
+def _aggregate_backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, row_mask, col_mask, *graph = ctx.saved_tensors
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = torch.ops.kgrec_fast.weighted_aggregate(
+            grad, weight, graph, row_mask, col_mask, not ctx.transpose, ctx.x_rows
+        )
+    if ctx.needs_input_grad[1]:
+        row_side, col_side = (x, grad) if ctx.transpose else (grad, x)
+        grad_weight = torch.ops.kgrec_fast.edge_dot(row_side, col_side, graph, row_mask, col_mask)
+    return grad_x, grad_weight, [None] * len(graph), None, None, None, None
+
+
+def _edge_dot_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    row_side, col_side, graph, row_mask, col_mask = inputs
+    ctx.save_for_backward(row_side, col_side, row_mask, col_mask, *graph)
+
+
+def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple:
+    row_side, col_side, row_mask, col_mask, *graph = ctx.saved_tensors
+    aggregate = torch.ops.kgrec_fast.weighted_aggregate
+    grads = [
+        aggregate(other, grad, graph, row_mask, col_mask, transpose, one.size(0))
+        for one, other, transpose in ((row_side, col_side, False), (col_side, row_side, True))
+    ]
+    return *grads, [None] * len(graph), None, None
+
+
+if _library.CPU.loaded:
+
+    @torch.library.register_fake("kgrec_fast::weighted_aggregate")
+    def _(
+        x: Tensor,
+        weight: Tensor | None,
+        graph: list[Tensor],
+        row_mask: Tensor | None,
+        col_mask: Tensor | None,
+        transpose: bool,
+        out_rows: int,
+    ) -> Tensor:
+        return x.new_empty(out_rows, x.size(1))
+
+    @torch.library.register_fake("kgrec_fast::edge_dot")
+    def _(
+        row_side: Tensor,
+        col_side: Tensor,
+        graph: list[Tensor],
+        row_mask: Tensor | None,
+        col_mask: Tensor | None,
+    ) -> Tensor:
+        dtype = _common.accumulate_dtype(row_side.dtype)
+        return row_side.new_empty(graph[1].size(0), dtype=dtype)
+
+    torch.library.register_autograd(
+        "kgrec_fast::weighted_aggregate", _aggregate_backward, setup_context=_aggregate_setup
+    )
+    torch.library.register_autograd(
+        "kgrec_fast::edge_dot", _edge_dot_backward, setup_context=_edge_dot_setup
+    )

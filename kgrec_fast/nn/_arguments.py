@@ -38,10 +38,11 @@ def resolve_rel_graph(
     if edge_type is not None:
         raise ValueError("edge_type is given together with a RelGraph, expected None")
     found = (edge_index.num_rows, edge_index.num_cols, edge_index.num_relations)
-    if found != (nodes, nodes, relations):
+    if found[:2] != (nodes, nodes) or found[2] > relations:
         raise ValueError(
             f"edge_index is a RelGraph with {found[0]} rows, {found[1]} columns and {found[2]} "
-            f"relations, expected {nodes}, {nodes} (one for each row of entity_emb) and {relations}"
+            f"relations, expected {nodes}, {nodes} (one for each row of entity_emb) "
+            f"and at most {relations}"
         )
     return edge_index
 

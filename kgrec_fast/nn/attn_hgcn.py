@@ -132,6 +132,7 @@ class AttnHGCN(nn.Module):
         inter_mask: Mask = None,
         query: Tensor | None = None,
         rng: Tensor | None = None,
+        dropout: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Propagates users and entities; each hop's result is normalised and added up.
 
@@ -146,6 +147,7 @@ class AttnHGCN(nn.Module):
             inter_mask: Which interactions count.
             query: [N, D] ``entity_emb @ W_Q``, where it is known already.
             rng: int64 [2], seed and step of the dropout; drawn where it is None.
+            dropout: False switches message dropout off in training mode too.
 
         Returns:
             Users [U, D] and entities [N, D].
@@ -161,7 +163,7 @@ class AttnHGCN(nn.Module):
         if item_attn is not None:
             attention = self._user_softmax(item_attn, inter, inter_mask)
             weight = attention if weight is None else weight * attention
-        rng = self._rng(entity_emb, rng)
+        rng = self._rng(entity_emb, rng) if dropout else None
 
         user_res, entity_res = user_emb, entity_emb
         for hop in range(self.n_hops):
@@ -371,9 +373,8 @@ class AttnHGCN(nn.Module):
         self, x: Tensor, residual: Tensor, rng: Tensor | None, place: str, hop: int
     ) -> tuple[Tensor, Tensor]:
         """Message dropout, rows of length one, and their sum with the residual."""
-        return ops.dropout_normalize_add(
-            x, residual, self.mess_dropout_rate, rng, dropout_stream(place, hop), self.training
-        )
+        stream, training = dropout_stream(place, hop), rng is not None
+        return ops.dropout_normalize_add(x, residual, self.mess_dropout_rate, rng, stream, training)
 
     def _rng(self, x: Tensor, rng: Tensor | None) -> Tensor | None:
         """Seed and step of the dropout: int64 [2]; None where nothing is dropped."""

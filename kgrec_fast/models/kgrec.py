@@ -1,0 +1,347 @@
+"""KGRec: knowledge graph self-supervised rationalization for recommendation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kgrec_fast import ops
+from kgrec_fast.graph import InteractionGraph, RelGraph
+from kgrec_fast.models._arguments import Batch, batch_ids, check_graphs
+from kgrec_fast.models.edge_lists import EdgeListSampling
+from kgrec_fast.models.sampling import StepMasks, StepSampler, mask_of
+from kgrec_fast.nn import AttnHGCN, Contrast
+
+
+class KGRec(EdgeListSampling, nn.Module):
+    """Recommender that learns which edges of a knowledge graph explain the interactions.
+
+    Yang, Huang, Xia, Huang: "Knowledge Graph Self-Supervised Rationalization for Recommendation",
+    KDD 2023. A training step samples edges, scores them, masks some of the highest and reconstructs
+    these, and contrasts two views of the items; see :meth:`forward`. What it draws are masks over
+    the two fixed graphs (:class:`~kgrec_fast.models.StepMasks`), never edge lists.
+
+    Parameters have the names and shapes of hopwise's port, whose state dicts load. Unlike there,
+    ``gcn.W_Q`` is Xavier-initialised: hopwise leaves it as uninitialised memory.
+
+    Args:
+        n_users: U.
+        n_items: Number of items; they are the first nodes of the knowledge graph.
+        n_entities: N, all nodes of the knowledge graph.
+        n_relations: Number of relations, the interaction being one of them: the knowledge graph
+            has ``n_relations - 1``.
+        kg: The knowledge graph, N x N.
+        interactions: The training interactions, U x n_items. Its weights, where it has some, take
+            the place of 1 / (number of interactions of the user + 1e-7).
+        embedding_size: D, an even number.
+        reg_weight: Weight of the L2 loss.
+        context_hops: Hops of propagation.
+        node_dropout_rate: Share of the edges of each relation that a step keeps, and probability
+            that it drops an interaction, in [0, 1); at 0 nothing is sampled.
+        mess_dropout_rate: Probability of message dropout, in [0, 1).
+        mae_coef: Weight of the reconstruction loss.
+        mae_msize: Edges masked by score; as many are masked at random. Where a step samples fewer
+            edges than this, all of them are masked, with a warning at construction.
+        cl_coef: Weight of the contrast loss.
+        cl_tau: Temperature of the contrast, above 0.
+        cl_drop: Share of edges and interactions left out of the contrast, in [0, 1).
+        samp_func: "torch" or "np", the published choice of a library for drawing interactions.
+            Both mean the same here: exact weighted sampling without replacement.
+
+    Raises:
+        TypeError, ValueError: An argument is not what is expected; the message names it.
+    """
+
+    def __init__(
+        self,
+        n_users: int,
+        n_items: int,
+        n_entities: int,
+        n_relations: int,
+        kg: RelGraph,
+        interactions: InteractionGraph,
+        embedding_size: int = 64,
+        reg_weight: float = 1e-5,
+        context_hops: int = 2,
+        node_dropout_rate: float = 0.5,
+        mess_dropout_rate: float = 0.1,
+        mae_coef: float = 0.1,
+        mae_msize: int = 256,
+        cl_coef: float = 0.01,
+        cl_tau: float = 1.0,
+        cl_drop: float = 0.5,
+        samp_func: str = "torch",
+    ) -> None:
+        super().__init__()
+        check_graphs(n_users, n_items, n_entities, n_relations, kg, interactions)
+        for name, rate in (("node_dropout_rate", node_dropout_rate), ("cl_drop", cl_drop)):
+            if not 0 <= rate < 1:
+                raise ValueError(f"{name} is {rate}, expected it in [0, 1)")
+        for name, weight in (
+            ("reg_weight", reg_weight),
+            ("mae_coef", mae_coef),
+            ("cl_coef", cl_coef),
+        ):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name} is {weight}, expected a finite number of at least 0")
+        if mae_msize < 1:
+            raise ValueError(f"mae_msize is {mae_msize}, expected at least 1")
+        if not 0 < cl_tau < math.inf:
+            raise ValueError(f"cl_tau is {cl_tau}, expected a finite number above 0")
+        if samp_func not in ("torch", "np"):
+            raise ValueError(f"samp_func is {samp_func!r}, expected 'torch' or 'np'")
+        self.n_users, self.n_items, self.n_entities = n_users, n_items, n_entities
+        self.n_relations, self.embedding_size = n_relations, embedding_size
+        self.reg_weight, self.mae_coef, self.cl_coef = reg_weight, mae_coef, cl_coef
+        self.context_hops = context_hops
+        self.node_dropout_rate, self.mess_dropout_rate = node_dropout_rate, mess_dropout_rate
+        self.mae_msize, self.cl_tau, self.cl_drop = mae_msize, cl_tau, cl_drop
+        self.samp_func = samp_func
+
+        self.user_embedding = nn.Embedding(n_users, embedding_size)
+        self.entity_embedding = nn.Embedding(n_entities, embedding_size)
+        self.gcn = AttnHGCN(embedding_size, context_hops, n_users, n_relations, mess_dropout_rate)
+        self.contrast_fn = Contrast(embedding_size, tau=cl_tau)
+        self.reset_parameters()
+
+        self.kg, self.interactions = kg, interactions
+        self.register_buffer("inter_weight", _weights(interactions), persistent=False)
+        self.sampler = StepSampler(kg, interactions, n_items, node_dropout_rate, mae_msize, cl_drop)
+        if self.sampler.num_masked < mae_msize or mae_msize == self.sampler.num_sampled:
+            warnings.warn(
+                f"mae_msize is {mae_msize}, but a step samples {self.sampler.num_sampled} edges: "
+                "it masks all of them and propagates over none",
+                stacklevel=2,
+            )
+        self._cache: tuple[Tensor, Tensor] | None = None
+
+    inter_weight: Tensor
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform values for all weights, zeros for the biases."""
+        self.gcn.reset_parameters()
+        nn.init.xavier_uniform_(self.user_embedding.weight)
+        nn.init.xavier_uniform_(self.entity_embedding.weight)
+        for layer in self.contrast_fn.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    # -- the training step ------------------------------------------------------------------------
+
+    def draw_masks(self, query: Tensor | None = None) -> StepMasks:
+        """Draws the choices of a step.
+
+        Args:
+            query: [N, D] entity embeddings times ``W_Q``, where it is known already.
+        """
+        with torch.no_grad():
+            if query is None:
+                query = self.entity_embedding.weight @ self.gcn.W_Q
+            edges = self.sampler.sample_edges()
+            kept = self.sampler.sample_interactions()
+            sampled = None if edges is None else mask_of(edges, self.kg.num_edges)
+            scores, _ = ops.rationale_scores(
+                query.detach(),
+                self.gcn.relation_embedding.weight.detach(),
+                self.kg,
+                self.gcn.n_heads,
+                edge_mask=None if sampled is None else self.kg.edge_mask(sampled, "row"),
+                edge_order="row",
+            )
+            return self.sampler.draw(scores, edges, sampled, kept)
+
+    def forward(self, masks: StepMasks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Propagates over sampled edges and computes the two self-supervised losses.
+
+        In training mode interactions and messages are dropped; edges are sampled in either mode.
+
+        Args:
+            masks: The choices of the step; drawn where it is None.
+
+        Returns:
+            Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
+        """
+        users, entities = self.user_embedding.weight, self.entity_embedding.weight
+        query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
+        if masks is None:
+            masks = self.draw_masks(query)
+        kg, inter, weight = self.kg, self.interactions, self.inter_weight
+        kept = None
+        if masks.kept is not None:
+            kept = inter.edge_mask(masks.kept, "row")
+            weight = weight / (1 - self.node_dropout_rate)
+        encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
+
+        user_gcn_emb, entity_gcn_emb = self.gcn(
+            users,
+            entities,
+            kg,
+            None,
+            inter,
+            weight,
+            edge_mask=kg.edge_mask(encoded, "row"),
+            inter_mask=kept,
+            query=query,
+            rng=masks.rng,
+        )
+        mae_loss = self._reconstruction_loss(entity_gcn_emb, masks.masked)
+
+        view_ui = self.gcn.forward_ui(
+            users,
+            entities[: self.n_items],
+            inter,
+            weight / (1 - self.cl_drop),
+            inter_mask=inter.edge_mask(masks.contrast_interactions, "row"),
+            rng=masks.rng,
+        )
+        view_kg = self.gcn.forward_kg(
+            entities, kg, edge_mask=kg.edge_mask(masks.contrast_edges, "row"), rng=masks.rng
+        )
+        cl_loss = self.contrast_fn(view_ui, view_kg[: self.n_items], masks.permutation)
+        return user_gcn_emb, entity_gcn_emb, mae_loss, cl_loss
+
+    def _reconstruction_loss(self, entity_gcn_emb: Tensor, masked: Tensor) -> Tensor:
+        edges = masked.nonzero().flatten()
+        if edges.numel() == 0:
+            return entity_gcn_emb.new_zeros(())
+        ends = torch.stack([self.kg.head[edges], self.kg.col[edges]], 1).flatten()
+        pairs = entity_gcn_emb.index_select(0, ends).view(-1, 2, self.embedding_size)
+        relation = self.gcn.relation_embedding.weight.index_select(0, self.kg.rel[edges])
+        return self.create_mae_loss(pairs, relation)
+
+    def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
+        """The training loss of a batch, all parts weighted and added up.
+
+        -log(1e-10 + sigmoid(s_up - s_un)) averaged, plus ``reg_weight`` times
+        (|u|^2 + |p|^2 + |n|^2) / 2B of the propagated embeddings, plus ``mae_coef`` and ``cl_coef``
+        times the losses of :meth:`forward`.
+
+        Args:
+            batch: "user_id", "item_id" and "neg_item_id", int64 [B] each.
+            masks: The choices of the step; drawn where it is None.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            TypeError, ValueError: The batch is not what is expected; an id out of range is named
+                on CPU (elsewhere the check would stall the device).
+        """
+        user = batch_ids(batch, "user_id", self.n_users)
+        positive = batch_ids(batch, "item_id", self.n_items, user)
+        negative = batch_ids(batch, "neg_item_id", self.n_items, user)
+        if user.numel() == 0:
+            raise ValueError("user_id is empty, expected at least one pair")
+        self._cache = None
+        users, entities, mae_loss, cl_loss = self.forward(masks)
+        user_emb = users.index_select(0, user)
+        items = entities.index_select(0, torch.cat([positive, negative]))  # one gradient, not two
+        pos_emb, neg_emb = items.chunk(2)
+        gap = (user_emb * (pos_emb - neg_emb)).sum(1)
+        bpr = -torch.log(1e-10 + torch.sigmoid(gap)).mean()
+        reg = (user_emb.square().sum() + items.square().sum()) / 2 / user.numel()
+        return bpr + self.reg_weight * reg + self.mae_coef * mae_loss + self.cl_coef * cl_loss
+
+    def create_mae_loss(
+        self, node_pair_emb: Tensor, masked_edge_emb: Tensor | None = None
+    ) -> Tensor:
+        """Mean of -log sigmoid(<head, tail * relation>), computed so that it cannot overflow.
+
+        Args:
+            node_pair_emb: [m, 2, D], head and tail.
+            masked_edge_emb: [m, D], relation; None leaves it out.
+
+        Returns:
+            Scalar.
+        """
+        head, tail = node_pair_emb.unbind(1)
+        if masked_edge_emb is not None:
+            tail = tail * masked_edge_emb
+        return F.softplus(-(head * tail).sum(1)).mean()
+
+    @property
+    def edge_index(self) -> Tensor:
+        """int64 [2, E], heads and tails in the order in which the graph was given."""
+        return self.kg.edge_index
+
+    @property
+    def edge_type(self) -> Tensor:
+        """int64 [E], relations in the order in which the graph was given."""
+        return self.kg.edge_type
+
+    # -- use --------------------------------------------------------------------------------------
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Users [U, D] and entities [N, D], propagated over the whole graphs without dropout.
+
+        In evaluation mode they are computed once, without gradient, and kept until
+        :meth:`train`, :meth:`load_state_dict`, :meth:`calculate_loss` or a change of device or
+        dtype. Whoever writes into the parameters otherwise calls one of these.
+        """
+        if self.training:
+            return self._propagate()
+        if self._cache is None:
+            with torch.no_grad():
+                self._cache = self._propagate()
+        return self._cache
+
+    def _propagate(self) -> tuple[Tensor, Tensor]:
+        return self.gcn(
+            self.user_embedding.weight,
+            self.entity_embedding.weight,
+            self.kg,
+            None,
+            self.interactions,
+            self.inter_weight,
+            dropout=False,
+        )
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Scores [B] of the pairs "user_id", "item_id" (int64 [B] each)."""
+        user = batch_ids(batch, "user_id", self.n_users)
+        item = batch_ids(batch, "item_id", self.n_items, user)
+        users, entities = self.embeddings()
+        return (users.index_select(0, user) * entities.index_select(0, item)).sum(1)
+
+    def full_sort_predict(self, batch: Batch) -> Tensor:
+        """Scores [B * n_items] of all items for each of "user_id" (int64 [B]), user by user."""
+        user = batch_ids(batch, "user_id", self.n_users)
+        users, entities = self.embeddings()
+        return (users.index_select(0, user) @ entities[: self.n_items].t()).view(-1)
+
+    def rationales(self) -> Tensor:
+        """Rationale scores [E] of all edges, in the order in which the graph was given."""
+        return self.gcn.norm_attn_computer(self.entity_embedding.weight, self.kg)
+
+    # -- upkeep -----------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> KGRec:
+        self._cache = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._cache = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KGRec:
+        super()._apply(fn, recurse)
+        device = self.entity_embedding.weight.device
+        self.kg, self.interactions = self.kg.to(device), self.interactions.to(device)
+        self._cache = None
+        return self
+
+
+def _weights(interactions: InteractionGraph) -> Tensor:
+    """Weights [M] in the caller's order: the graph's own, or 1 / (degree of the user + 1e-7)."""
+    if interactions.weight is not None:
+        return interactions.weight
+    degree = interactions.rowptr.diff().to(torch.get_default_dtype())
+    weight = (1 / (degree + 1e-7)).index_select(0, interactions.head)
+    return interactions.to_caller_order(weight)

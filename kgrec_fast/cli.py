@@ -87,7 +87,7 @@ def _warnings_as_notes(console: Console) -> Iterator[None]:
         yield
     for warning in caught:
         if issubclass(warning.category, UserWarning):
-            console.print(f"note: {warning.message}")
+            console.print(f"note: {warning.message}", soft_wrap=True)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -186,7 +186,8 @@ def train(
         console.print(dataset_table(data))
         for note in data.notes:
             console.print(f"note: {note}", soft_wrap=True)
-        model = build_model(data, config)
+        with _warnings_as_notes(console):
+            model = build_model(data, config)
         if resume is None:
             folder = RunFolder.create(run_dir, config)
         else:

@@ -32,7 +32,6 @@ PositiveFloat = Annotated[_Float, Field(gt=0)]
 NonNegativeFloat = Annotated[_Float, Field(ge=0)]
 Share = Annotated[_Float, Field(ge=0, lt=1)]
 FieldName = Literal["user", "item", "rating", "head", "relation", "tail", "entity"]
-FullShare = Annotated[_Float, Field(ge=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -59,10 +58,10 @@ class ModelConfig(_Section):
     embedding_size: PositiveInt = 64
     reg_weight: NonNegativeFloat = 1e-5
     context_hops: PositiveInt = 2
-    node_dropout_rate: FullShare = Field(0.5, description="share of KG edges kept in a step")
+    node_dropout_rate: Share = Field(0.5, description="share of KG edges kept in a step")
     mess_dropout_rate: Share = 0.1
     mae_coef: NonNegativeFloat = 0.1
-    mae_msize: NonNegativeInt = 256
+    mae_msize: PositiveInt = 256
     cl_coef: NonNegativeFloat = 0.01
     cl_tau: PositiveFloat = 1.0
     cl_drop: Share = 0.5
@@ -205,8 +204,10 @@ def _explain(error: Any) -> str:
         return f"{name}: unknown field, expected {_known_fields(error['loc'])}"
     expected = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     given = error["input"]
-    if isinstance(given, _Section | dict):  # a rule about several fields says what it got itself
-        return f"{name}: {expected}"
+    if error["type"] == "value_error" and isinstance(given, _Section | dict):
+        return f"{name}: {expected}"  # a rule about several fields says what it got itself
+    if error["type"] in ("model_type", "model_attributes_type"):
+        expected = "should be a mapping of fields"
     return f"{name}: got {given!r}, expected: {expected}"
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _STEPS_PER_READ = 32
 # Between evaluations the state is saved at ends of epochs, but no more often than this.
 _SECONDS_PER_SAVE = 30.0
+# Drawing the curves takes as long as some epochs; the end of a run always draws them.
+_SECONDS_PER_DRAWING = 20.0
 
 
 class TrainingError(RuntimeError):
@@ -103,6 +105,7 @@ class Trainer:
         self._seconds = 0.0
         self._loader_state = self.loader.state_dict()
         self._saved_at = time.monotonic()
+        self._drawn_at = -math.inf
         self._fingerprint = fingerprint(dataset)
 
     @property
@@ -127,6 +130,8 @@ class Trainer:
 
     def fit(self, *, resume: bool = False) -> Results:
         """Trains to the end, then evaluates the best epoch on the test split.
+
+        The model ends with the weights of the best epoch, in evaluation mode.
 
         Args:
             resume: go on from the folder's last checkpoint, with exactly the numbers of a run
@@ -222,7 +227,7 @@ class Trainer:
         last = number == settings.epochs or self._out_of_patience()
         if valid or last or time.monotonic() - self._saved_at >= _SECONDS_PER_SAVE:
             self._save()
-            self._write_reports()
+            self._write_reports(draw=time.monotonic() - self._drawn_at >= _SECONDS_PER_DRAWING)
         self.reporter.epoch_end(record, is_best=is_best)
         if interrupts() and not last:
             self._stop(interrupts)
@@ -250,6 +255,7 @@ class Trainer:
             history=self.history,
         )
         self._write_reports(test)
+        self.model.eval()
         return results
 
     def _evaluate(self, split: str, interrupts: Interrupts) -> dict[str, float]:
@@ -334,7 +340,7 @@ class Trainer:
         if self.device.type == "cuda" and "rng.cuda" in checkpoint.tensors:
             torch.cuda.set_rng_state(checkpoint.tensors["rng.cuda"], self.device)
 
-    def _write_reports(self, test: dict[str, float] | None = None) -> None:
+    def _write_reports(self, test: dict[str, float] | None = None, *, draw: bool = True) -> None:
         best = self.best or (self.history[-1] if self.history else None)
         self.folder.write_metrics(
             {
@@ -354,7 +360,9 @@ class Trainer:
         )
         if self.history:
             self.folder.write_loss(self.history)
-            self.folder.write_curves(self.history, self.config.evaluation.best_by)
+            if draw:
+                self.folder.write_curves(self.history, self.config.evaluation.best_by)
+                self._drawn_at = time.monotonic()
 
 
 def check_dataset(checkpoint: Checkpoint, expected: str) -> None:

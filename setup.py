@@ -20,13 +20,13 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10
-PYTHON_TARGET = "0x030a0000"  # limited API of Python 3.10
 
-DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-DPy_LIMITED_API={PYTHON_TARGET}"]
+DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
 CXX_FLAGS = [
     "-O3",
     "-Wall",
     "-Wextra",
+    "-Wno-unused-parameter",  # torch headers
     "-Wno-psabi",  # vector types are only passed to functions that are always inlined
     "-Wno-unknown-pragmas",
     # Contraction is per expression and keeps inf and NaN; ISO mode would switch it off.

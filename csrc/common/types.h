@@ -1,0 +1,30 @@
+// Element types as kernels know them, free of torch.
+#pragma once
+
+#include <cstdint>
+
+namespace kgrec {
+
+enum class DType : int8_t { f32, f64, bf16, f16 };
+
+// Storage only: arithmetic happens after widening to float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+// The type in which values of type T are added up.
+template <class T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <class T>
+using acc_t = typename Accumulate<T>::type;
+
+}  // namespace kgrec

@@ -1,0 +1,188 @@
+// Weighted sums over the edges of a row, compiled once for every instruction set. One kernel serves
+// relation mean, both directions of weighted aggregation, and the gradients of all three.
+
+namespace {
+
+// out[row] = scale * sum over edges of relation[rel] * (weight * source_scale[idx] * x[idx])
+template <class S>
+void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scratch<S>& scratch) {
+  using T = typename S::Element;
+  using A = typename S::A;
+  using V = typename S::V;
+  constexpr int64_t kAhead = 12;
+  const OrderView& order = p.order;
+  const T* x = static_cast<const T*>(p.x.data);
+  const T* relation = static_cast<const T*>(p.relation.data);
+  const A* weight = static_cast<const A*>(p.weight);
+  const A* source_scale = static_cast<const A*>(p.source_scale);
+  const int64_t last_edge = order.num_edges - 1;
+
+  for_stretches(order, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
+    V* memory = scratch.memory;
+    typename S::Row sum(shape, memory), run(shape, memory);
+    for (int i = 0; i < shape.vectors; ++i) {
+      sum.v[i] = V{};
+      run.v[i] = V{};
+    }
+    int64_t count = 0;
+    const auto end_run = [&](int64_t e) {
+      const T* r = relation + order.rel[e] * p.relation.stride;
+      for (int i = 0; i < shape.vectors; ++i) {
+        sum.v[i] += run.v[i] * shape.get(r, i);
+        run.v[i] = V{};
+      }
+    };
+    int64_t previous = -1;
+    for (int64_t e = begin; e < end; ++e) {
+      const T* ahead = x + order.idx[std::min(e + kAhead, last_edge)] * p.x.stride;
+      for (size_t byte = 0; byte < sizeof(T) * p.width; byte += 64) {
+        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + byte);
+      }
+      if (order.mask != nullptr && order.mask[e] == 0) {
+        continue;
+      }
+      if (relation != nullptr && previous >= 0 && order.rel[e] != order.rel[previous]) {
+        end_run(previous);
+      }
+      previous = e;
+      ++count;
+      A w = 1;
+      if (weight != nullptr) {
+        w = weight[order.pos != nullptr ? order.pos[e] : e];
+      }
+      if (source_scale != nullptr) {
+        w *= source_scale[order.idx[e]];
+      }
+      const T* row_x = x + order.idx[e] * p.x.stride;
+      for (int i = 0; i < shape.vectors; ++i) {
+        run.v[i] += splat(w) * shape.get(row_x, i);
+      }
+    }
+    if (relation == nullptr) {
+      for (int i = 0; i < shape.vectors; ++i) {
+        sum.v[i] = run.v[i];
+      }
+    } else if (previous >= 0) {
+      end_run(previous);
+    }
+    if (piece >= 0) {
+      A* partial = static_cast<A*>(p.partial) + piece * p.width;
+      for (int i = 0; i < shape.vectors; ++i) {
+        shape.put(partial, i, sum.v[i]);
+      }
+      p.partial_row[piece] = row;
+      p.partial_count[piece] = count;
+      return;
+    }
+    if (p.inverse_count != nullptr) {
+      const A inverse = A(1) / A(std::max<int64_t>(count, 1));
+      static_cast<A*>(p.inverse_count)[row] = inverse;
+      for (int i = 0; i < shape.vectors; ++i) {
+        sum.v[i] *= splat(inverse);
+      }
+    }
+    T* out = static_cast<T*>(p.out) + row * p.width;
+    for (int i = 0; i < shape.vectors; ++i) {
+      shape.put(out, i, sum.v[i]);
+    }
+  });
+}
+
+// Adds up the shares of rows that several parts hold, in the order of the parts.
+template <class T>
+void merge_shares(const AggregateParams& p) {
+  using A = acc_t<T>;
+  const A* partial = static_cast<const A*>(p.partial);
+  const AnyShape<T> shape(p.width, 1);
+  const int64_t pieces = 2 * p.order.num_parts;
+  Scratch<AnyShape<T>> scratch(shape, 1);
+  Vec<A>* sum = scratch.memory;
+  for (int64_t i = 0; i < pieces;) {
+    const int64_t row = p.partial_row[i];
+    if (row < 0) {
+      ++i;
+      continue;
+    }
+    std::fill(sum, sum + shape.vectors, Vec<A>{});
+    int64_t count = 0;
+    for (; i < pieces && (p.partial_row[i] == row || p.partial_row[i] < 0); ++i) {
+      if (p.partial_row[i] < 0) {
+        continue;
+      }
+      count += p.partial_count[i];
+      for (int k = 0; k < shape.vectors; ++k) {
+        sum[k] += shape.get(partial + i * p.width, k);
+      }
+    }
+    A scale = 1;
+    if (p.inverse_count != nullptr) {
+      scale = A(1) / A(std::max<int64_t>(count, 1));
+      static_cast<A*>(p.inverse_count)[row] = scale;
+    }
+    for (int k = 0; k < shape.vectors; ++k) {
+      shape.put(static_cast<T*>(p.out) + row * p.width, k, sum[k] * splat(scale));
+    }
+  }
+}
+
+template <class T>
+void aggregate_typed(const AggregateParams& p, int64_t begin, int64_t end) {
+  const auto run = [&](auto shape) {
+    Scratch<decltype(shape)> scratch(shape, 2);
+    for (int64_t part = begin; part < end; ++part) {
+      aggregate_part(p, shape, part, scratch);
+    }
+  };
+  constexpr int W = Simd<acc_t<T>>::W;
+  switch (p.width % W == 0 ? p.width / W : 0) {
+    case 2:
+      return run(FixedShape<T, 1, 2>(p.width, 1));
+    case 4:
+      return run(FixedShape<T, 1, 4>(p.width, 1));
+    case 8:
+      return run(FixedShape<T, 1, 8>(p.width, 1));
+    case 16:
+      return run(FixedShape<T, 1, 16>(p.width, 1));
+    default:
+      return run(AnyShape<T>(p.width, 1));
+  }
+}
+
+// out[e] = sum(row_side[row] * col_side[idx]) for every edge of a part, 0 where it is masked.
+template <class T>
+void edge_dot_typed(const EdgeDotParams& p, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const AnyShape<T> shape(p.width, 1);
+  const T* row_side = static_cast<const T*>(p.row_side.data);
+  const T* col_side = static_cast<const T*>(p.col_side.data);
+  A* out = static_cast<A*>(p.out);
+  for (int64_t part = begin; part < end; ++part) {
+    for_stretches(p.order, part, [&](int64_t row, int64_t first, int64_t last, int64_t) {
+      const T* left = row_side + row * p.row_side.stride;
+      for (int64_t e = first; e < last; ++e) {
+        Vec<A> sum{};
+        if (p.order.mask == nullptr || p.order.mask[e] != 0) {
+          const T* right = col_side + p.order.idx[e] * p.col_side.stride;
+          for (int i = 0; i < shape.vectors; ++i) {
+            sum += shape.get(left, i) * shape.get(right, i);
+          }
+        }
+        out[e] = hsum<A>(sum);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void aggregate_parts(const AggregateParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) { aggregate_typed<decltype(t)>(p, begin, end); });
+}
+
+void aggregate_merge(const AggregateParams& p) {
+  for_dtype(p.dtype, [&](auto t) { merge_shares<decltype(t)>(p); });
+}
+
+void edge_dot_parts(const EdgeDotParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) { edge_dot_typed<decltype(t)>(p, begin, end); });
+}

@@ -1,0 +1,292 @@
+// Vectors of KGREC_VECTOR_BYTES, in GCC's portable vector types. Included by foreach_isa.h once for
+// every instruction set, inside its namespace: hence no include guard and no includes.
+
+#define KGREC_INLINE inline __attribute__((always_inline))
+
+template <class A>
+struct Simd {
+  typedef A V __attribute__((vector_size(KGREC_VECTOR_BYTES)));
+  static constexpr int W = KGREC_VECTOR_BYTES / sizeof(A);
+};
+template <class A>
+using Vec = typename Simd<A>::V;
+
+typedef uint16_t U16 __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));
+typedef uint32_t U32 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
+typedef int32_t I32 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
+typedef int64_t I64 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
+
+template <class To, class From>
+KGREC_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class A>
+KGREC_INLINE Vec<A> splat(A a) {
+  return a - Vec<A>{};
+}
+
+// -- Loads and stores, widening half types to float ------------------------------------------
+
+KGREC_INLINE Vec<float> widen(const BFloat16&, U16 h) {
+  return bit_cast<Vec<float>>(__builtin_convertvector(h, U32) << 16);
+}
+
+KGREC_INLINE Vec<float> widen(const Half&, U16 h) {
+  const U32 wide = __builtin_convertvector(h, U32);
+  const U32 magnitude = (wide & 0x7fff) << 13;
+  const U32 normal = magnitude + (112u << 23);
+  // A subnormal half is its mantissa times 2^-24: put it under a leading one and take that off.
+  const U32 subnormal = bit_cast<U32>(
+      bit_cast<Vec<float>>(magnitude + (113u << 23)) - splat<float>(0x1p-14f));
+  const U32 special = magnitude | 0x7f800000u;
+  const U32 finite = magnitude < (0x400u << 13) ? subnormal : normal;
+  const U32 bits = magnitude >= (0x7c00u << 13) ? special : finite;
+  return bit_cast<Vec<float>>(bits | ((wide & 0x8000) << 16));
+}
+
+KGREC_INLINE U16 narrow(const BFloat16&, Vec<float> x) {
+  const U32 bits = bit_cast<U32>(x);
+  const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32 quiet = (bits >> 16) | 0x40;  // NaN must not round to infinity
+  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded, U16);
+}
+
+KGREC_INLINE U16 narrow(const Half&, Vec<float> x) {
+  const U32 bits = bit_cast<U32>(x);
+  const U32 magnitude = bits & 0x7fffffffu;
+  const U32 normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  const U32 subnormal =
+      bit_cast<U32>(bit_cast<Vec<float>>(magnitude) + splat<float>(0.5f)) - 0x3f000000u;
+  const U32 nan = 0x7e00u - U32{};
+  const U32 infinity = 0x7c00u - U32{};
+  const U32 special = magnitude > 0x7f800000u ? nan : infinity;
+  const U32 finite = magnitude < 0x38800000u ? subnormal : normal;
+  const U32 half = magnitude >= 0x47800000u ? special : finite;
+  return __builtin_convertvector(half | ((bits >> 16) & 0x8000), U16);
+}
+
+template <class T>
+KGREC_INLINE Vec<acc_t<T>> load(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    U16 h;
+    std::memcpy(&h, p, sizeof(h));
+    return widen(T{}, h);
+  } else {
+    Vec<T> v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+}
+
+template <class T>
+KGREC_INLINE void store(T* p, Vec<acc_t<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    const U16 h = narrow(T{}, v);
+    std::memcpy(p, &h, sizeof(h));
+  } else {
+    std::memcpy(p, &v, sizeof(v));
+  }
+}
+
+// The first n < W elements; the rest of the vector is zero.
+template <class T>
+KGREC_INLINE Vec<acc_t<T>> load_first(const T* p, int n) {
+  T buffer[Simd<acc_t<T>>::W] = {};
+  std::memcpy(buffer, p, n * sizeof(T));
+  return load(buffer);
+}
+
+template <class T>
+KGREC_INLINE void store_first(T* p, Vec<acc_t<T>> v, int n) {
+  T buffer[Simd<acc_t<T>>::W];
+  store(buffer, v);
+  std::memcpy(p, buffer, n * sizeof(T));
+}
+
+// -- Arithmetic ------------------------------------------------------------------------------
+
+template <class A>
+KGREC_INLINE Vec<A> vmax(Vec<A> a, Vec<A> b) {
+  return a > b ? a : b;
+}
+
+// Sum of the lanes, always in the same order.
+template <class A>
+KGREC_INLINE A hsum(Vec<A> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4) {
+    return _mm512_reduce_add_ps(v);
+  } else {
+    return _mm512_reduce_add_pd(v);
+  }
+#else
+  A lane[Simd<A>::W];
+  std::memcpy(lane, &v, sizeof(v));
+  for (int half = Simd<A>::W / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      lane[i] += lane[i + half];
+    }
+  }
+  return lane[0];
+#endif
+}
+
+template <class A>
+KGREC_INLINE A hmax(Vec<A> v) {
+  A lane[Simd<A>::W];
+  std::memcpy(lane, &v, sizeof(v));
+  A top = lane[0];
+  for (int i = 1; i < Simd<A>::W; ++i) {
+    top = lane[i] > top ? lane[i] : top;
+  }
+  return top;
+}
+
+// e^x to about one unit in the last place. Results below the smallest normal number are 0; infinity
+// and NaN keep their meaning. x = n ln 2 + r, e^r by its series, 2^n through the exponent bits.
+KGREC_INLINE Vec<float> vexp(Vec<float> x) {
+  const Vec<float> low = splat(-87.33654f), high = splat(88.72283f);
+  const Vec<float> shift = splat(0x1.8p23f);
+  const Vec<float> y = x < low ? low : (x > high ? high : x);
+  const Vec<float> shifted = y * splat(1.44269504f) + shift;
+  const Vec<float> n = shifted - shift;
+  const Vec<float> r = (y - n * splat(0.693145752f)) - n * splat(1.42860677e-6f);
+  Vec<float> p = splat(1.0f / 5040);
+  p = p * r + splat(1.0f / 720);
+  p = p * r + splat(1.0f / 120);
+  p = p * r + splat(1.0f / 24);
+  p = p * r + splat(1.0f / 6);
+  p = p * r + splat(0.5f);
+  p = p * r + splat(1.0f);
+  p = p * r + splat(1.0f);
+  // In two factors: 2^128 is no float, but e^x just below the overflow needs n = 128.
+  const I32 whole = bit_cast<I32>(shifted) - 0x4b400000;
+  const I32 half = whole >> 1;
+  p = p * bit_cast<Vec<float>>((half + 127) << 23);
+  p = p * bit_cast<Vec<float>>((whole - half + 127) << 23);
+  p = x > high ? splat(std::numeric_limits<float>::infinity()) : p;
+  return x < low ? Vec<float>{} : p;
+}
+
+KGREC_INLINE Vec<double> vexp(Vec<double> x) {
+  const Vec<double> low = splat(-708.39641853226408), high = splat(709.78271289338397);
+  const Vec<double> shift = splat(0x1.8p52);
+  const Vec<double> y = x < low ? low : (x > high ? high : x);
+  const Vec<double> shifted = y * splat(1.4426950408889634) + shift;
+  const Vec<double> n = shifted - shift;
+  const Vec<double> r = (y - n * splat(0x1.62e42fefa0000p-1)) - n * splat(0x1.cf79abc9e3b3ap-40);
+  Vec<double> p = splat(1.0 / 6227020800.0);
+  const double inverse_factorial[] = {
+      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
+      1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0, 1.0};
+#pragma GCC unroll 13
+  for (int i = 0; i < 13; ++i) {
+    p = p * r + splat(inverse_factorial[i]);
+  }
+  const I64 whole = bit_cast<I64>(shifted) - 0x4338000000000000;
+  const I64 half = whole >> 1;
+  p = p * bit_cast<Vec<double>>((half + 1023) << 52);
+  p = p * bit_cast<Vec<double>>((whole - half + 1023) << 52);
+  p = x > high ? splat(std::numeric_limits<double>::infinity()) : p;
+  return x < low ? Vec<double>{} : p;
+}
+
+// -- Rows ------------------------------------------------------------------------------------
+
+// A row of H heads, each of HV vectors, known when compiled: accumulators live in registers.
+template <class T, int H_, int HV_>
+struct FixedShape {
+  using Element = T;
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  static constexpr int W = Simd<A>::W;
+  static constexpr int heads = H_, head_vectors = HV_, vectors = H_ * HV_;
+  FixedShape(int64_t, int64_t) {}
+  template <class U>
+  KGREC_INLINE V get(const U* row, int i) const { return load(row + i * W); }
+  template <class U>
+  KGREC_INLINE void put(U* row, int i, V v) const { store(row + i * W, v); }
+  struct Row {
+    V v[vectors];
+    KGREC_INLINE Row(const FixedShape&, V*&) {}
+  };
+};
+
+// Any width and number of heads: each head is padded to whole vectors, accumulators live in memory.
+template <class T>
+struct AnyShape {
+  using Element = T;
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  static constexpr int W = Simd<A>::W;
+  int heads, head_vectors, vectors, head_width;
+  AnyShape(int64_t width, int64_t num_heads)
+      : heads(int(num_heads)), head_vectors(int((width / num_heads + W - 1) / W)),
+        vectors(heads * head_vectors), head_width(int(width / num_heads)) {}
+  KGREC_INLINE int64_t offset(int i) const {
+    return int64_t(i / head_vectors) * head_width + int64_t(i % head_vectors) * W;
+  }
+  KGREC_INLINE int count(int i) const {
+    return std::min(W, head_width - i % head_vectors * W);
+  }
+  template <class U>
+  KGREC_INLINE V get(const U* row, int i) const {
+    const int n = count(i);
+    return n == W ? load(row + offset(i)) : load_first(row + offset(i), n);
+  }
+  template <class U>
+  KGREC_INLINE void put(U* row, int i, V v) const {
+    const int n = count(i);
+    if (n == W) {
+      store(row + offset(i), v);
+    } else {
+      store_first(row + offset(i), v, n);
+    }
+  }
+  struct Row {
+    V* v;
+    KGREC_INLINE Row(const AnyShape& shape, V*& scratch) : v(scratch) { scratch += shape.vectors; }
+  };
+};
+
+// Memory for the rows of an AnyShape, one Scratch a thread; a FixedShape takes none of it.
+template <class S>
+struct Scratch {
+  using V = typename S::V;
+  Scratch(const S& shape, int rows)
+      : memory(static_cast<V*>(::operator new(
+            sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))),
+        next(memory) {}
+  ~Scratch() { ::operator delete(memory, std::align_val_t(alignof(V))); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  V* memory;
+  V* next;
+};
+
+// -- Parts of the work -----------------------------------------------------------------------
+
+// Calls f(row, begin, end, piece) for every stretch of edges in a part. `piece` is -1 for a whole
+// row; else the row is shared with neighbouring parts, and `piece` numbers the place, in order,
+// where this share of its result belongs: 2 * part where it began earlier, 2 * part + 1 where it
+// begins here.
+template <class F>
+KGREC_INLINE void for_stretches(const OrderView& order, int64_t part, F&& f) {
+  int64_t row = order.part_row[part], begin = order.part_edge[part];
+  const int64_t last = order.part_row[part + 1], stop = order.part_edge[part + 1];
+  const bool shared = row < order.num_rows && begin > order.ptr[row];
+  int64_t piece = shared ? 2 * part : -1;
+  for (; row < last; ++row) {
+    const int64_t end = order.ptr[row + 1];
+    f(row, begin, end, piece);
+    begin = end;
+    piece = -1;
+  }
+  if (begin < stop) {
+    f(row, begin, stop, piece >= 0 ? piece : 2 * part + 1);
+  }
+}

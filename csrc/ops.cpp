@@ -1,0 +1,35 @@
+// Every op of the library, by schema, and nothing else. `Tensor[] graph` is the list made by
+// kgrec_fast.graph: nine tensors in row order, five more where a pass over columns needs them.
+// Per-edge tensors and masks are in the order their names say, row order if they say none.
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(kgrec_fast, m) {
+  m.def("_isa(int wanted) -> int");
+
+  m.def(
+      "relation_attention(Tensor query, Tensor value, Tensor relation, Tensor[] graph, "
+      "Tensor? row_mask, Tensor? col_mask, int num_heads) -> (Tensor, Tensor)");
+  m.def(
+      "relation_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor value, "
+      "Tensor relation, Tensor out, Tensor lse, Tensor[] graph, Tensor? row_mask, "
+      "Tensor? col_mask, int num_heads) -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "rationale_scores(Tensor query, Tensor? relation, Tensor[] graph, Tensor? row_mask, "
+      "int num_heads) -> (Tensor, Tensor)");
+
+  m.def(
+      "relation_mean(Tensor x, Tensor relation, Tensor[] graph, Tensor? row_mask, "
+      "Tensor? col_mask) -> (Tensor, Tensor)");
+  m.def(
+      "relation_mean_backward(Tensor grad_out, Tensor x, Tensor relation, Tensor inverse_count, "
+      "Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
+
+  m.def(
+      "weighted_aggregate(Tensor x, Tensor? weight, Tensor[] graph, Tensor? row_mask, "
+      "Tensor? col_mask, bool transpose, int out_rows) -> Tensor");
+  m.def(
+      "edge_dot(Tensor row_side, Tensor col_side, Tensor[] graph, Tensor? row_mask, "
+      "Tensor? col_mask) -> Tensor");
+}

@@ -18,6 +18,8 @@ class MatrixFactorisation(nn.Module):
         super().__init__()
         self.user = nn.Embedding(dataset.n_users, size)
         self.item = nn.Embedding(dataset.n_items, size)
+        nn.init.normal_(self.user.weight, std=0.1)
+        nn.init.normal_(self.item.weight, std=0.1)
         self.losses_made = 0
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

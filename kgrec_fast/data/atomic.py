@@ -188,8 +188,9 @@ def _read_interactions(
 
 def _read_links(path: Path, fields: AtomicFields, entities: pd.Index, notes: list[str]) -> Any:
     """Items linked to an entity of the graph: a series of entity codes, indexed by item."""
+    pd = _pandas()
     link = read_atomic(path, [fields.item, fields.entity])
-    code = entities.get_indexer(link[fields.entity])
+    code = entities.get_indexer(pd.Index(link[fields.entity]))
     known = link.assign(code=code)[code >= 0].drop_duplicates([fields.item, fields.entity])
     if known.empty:
         reason = f"none of its {link[fields.entity].nunique()} entities occurs in the .kg file"

@@ -7,6 +7,7 @@ items and entities share their numbers, items come first.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from kgrec_fast.data.triples import first_of_each, with_inverse
 
 MAX_DIGITS = 18  # every number of so many digits fits int64
 
+_BLANKS = (b" ", b"\t", b"\r", b"\n")
+_WORD = re.compile(rb"[^ \t\r\n]*")
 _BLANK, _DIGIT = 1, 2
 _KIND = np.zeros(256, dtype=np.uint8)
-_KIND[list(b" \t\r\n")] = _BLANK
+_KIND[list(b"".join(_BLANKS))] = _BLANK
 _KIND[list(b"0123456789")] = _DIGIT
 
 
@@ -53,13 +56,11 @@ def read_int_lines(path: str | Path) -> IntLines:
     other = np.flatnonzero(kind == 0)
     if other.size:
         decode_utf8(path, raw)
-        at = int(other[0])
-        first, last = raw.rfind(b"\n", 0, at) + 1, raw.find(b"\n", at)
-        text = raw[first : last if last >= 0 else len(raw)].decode("utf-8")
-        before = raw[first:at].decode("utf-8")
-        column = len(before.split()) - (before != "" and not before[-1].isspace())
-        reason = f"{text.split()[column]!r} is not an id: expected digits only"
-        raise DataFormatError(path, raw.count(b"\n", 0, first) + 1, reason)
+        place = int(other[0])
+        begin = max(raw.rfind(blank, 0, place) for blank in _BLANKS) + 1
+        word = _WORD.match(raw, begin).group().decode("utf-8")  # type: ignore[union-attr]
+        reason = f"{word!r} is not an id: expected digits only"
+        raise DataFormatError(path, raw.count(b"\n", 0, place) + 1, reason)
     digit = np.r_[False, kind == _DIGIT, False]
     edges = np.flatnonzero(digit[1:] != digit[:-1])
     start, end = edges[::2], edges[1::2]
@@ -167,16 +168,16 @@ def load_kgat(
     given = (directory / "valid.txt").is_file()
     files = {part: f"{name}.txt" for part, name in enumerate(SPLITS) if part != 1 or given}
     read = {part: read_interactions(directory / file) for part, file in files.items()}
-    for part, pairs in read.items():
-        if part != 1 and pairs.shape[1] == 0:
-            raise DataFormatError(directory / files[part], None, "no line has an item")
+    for which, rows in read.items():
+        if which != 1 and rows.shape[1] == 0:
+            raise DataFormatError(directory / files[which], None, "no line has an item")
     pairs = np.concatenate(list(read.values()), axis=1)
-    part = np.repeat(list(read), [pairs.shape[1] for pairs in read.values()])
+    part = np.repeat(list(read), [rows.shape[1] for rows in read.values()])
     n_users, n_items = (int(row.max()) + 1 for row in pairs)
     pairs, part = _drop_repeats(pairs, part, notes)
     if carve_valid and not given:
-        train = np.flatnonzero(part == 0)
-        part[train] = split_by_user(pairs[0, train], seed, held_out=1)
+        known = np.flatnonzero(part == 0)
+        part[known] = split_by_user(pairs[0, known], seed, held_out=1)
 
     edge_index, edge_type, relations, dropped = _load_graph(directory / "kg_final.txt", inverse)
     if dropped:

@@ -33,8 +33,8 @@ def _check(**values: tuple[float, float, float]) -> None:
 
 
 def planted_rationales(
-    n_users: int = 600,
-    n_items: int = 400,
+    n_users: int = 800,
+    n_items: int = 800,
     relation_pairs: int = 3,
     *,
     attributes: int = 20,

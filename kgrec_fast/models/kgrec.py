@@ -157,13 +157,22 @@ class KGRec(EdgeListSampling, nn.Module):
             )
             return self.sampler.draw(scores, edges, sampled, kept)
 
-    def forward(self, masks: StepMasks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        self,
+        masks: StepMasks | None = None,
+        *,
+        wanted_users: Tensor | None = None,
+        wanted_items: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Propagates over sampled edges and computes the two self-supervised losses.
 
         In training mode interactions and messages are dropped; edges are sampled in either mode.
 
         Args:
             masks: The choices of the step; drawn where it is None.
+            wanted_users: int64 ids of the users whose rows of the result will be read. The last hop
+                does no work for the others, whose rows miss what it adds. None for all.
+            wanted_items: The same for the entities.
 
         Returns:
             Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
@@ -177,6 +186,12 @@ class KGRec(EdgeListSampling, nn.Module):
         if masks.kept is not None:
             kept = inter.edge_mask(masks.kept, "row")
             weight = weight / (1 - self.node_dropout_rate)
+        masked = masks.masked.nonzero().flatten()
+        ends = torch.stack([kg.head[masked], kg.col[masked]], 1).flatten().long()  # head, tail, ...
+        if wanted_items is not None:
+            wanted_items = mask_of(torch.cat([wanted_items, ends]), self.n_entities)
+        if wanted_users is not None:
+            wanted_users = mask_of(wanted_users, self.n_users)
         encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
 
         user_gcn_emb, entity_gcn_emb = self.gcn(
@@ -190,8 +205,14 @@ class KGRec(EdgeListSampling, nn.Module):
             inter_mask=kept,
             query=query,
             rng=masks.rng,
+            wanted_entities=wanted_items,
+            wanted_users=wanted_users,
         )
-        mae_loss = self._reconstruction_loss(entity_gcn_emb, masks.masked)
+        mae_loss = entity_gcn_emb.new_zeros(())
+        if masked.numel() > 0:
+            pairs = entity_gcn_emb.index_select(0, ends).view(-1, 2, self.embedding_size)
+            relation = self.gcn.relation_embedding.weight.index_select(0, kg.rel[masked])
+            mae_loss = self.create_mae_loss(pairs, relation)
 
         view_ui = self.gcn.forward_ui(
             users,
@@ -202,19 +223,14 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=masks.rng,
         )
         view_kg = self.gcn.forward_kg(
-            entities, kg, edge_mask=kg.edge_mask(masks.contrast_edges, "row"), rng=masks.rng
+            entities,
+            kg,
+            edge_mask=kg.edge_mask(masks.contrast_edges, "row"),
+            rng=masks.rng,
+            first_rows=self.n_items,
         )
-        cl_loss = self.contrast_fn(view_ui, view_kg[: self.n_items], masks.permutation)
+        cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
         return user_gcn_emb, entity_gcn_emb, mae_loss, cl_loss
-
-    def _reconstruction_loss(self, entity_gcn_emb: Tensor, masked: Tensor) -> Tensor:
-        edges = masked.nonzero().flatten()
-        if edges.numel() == 0:
-            return entity_gcn_emb.new_zeros(())
-        ends = torch.stack([self.kg.head[edges], self.kg.col[edges]], 1).flatten()
-        pairs = entity_gcn_emb.index_select(0, ends).view(-1, 2, self.embedding_size)
-        relation = self.gcn.relation_embedding.weight.index_select(0, self.kg.rel[edges])
-        return self.create_mae_loss(pairs, relation)
 
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
         """The training loss of a batch, all parts weighted and added up.
@@ -240,9 +256,11 @@ class KGRec(EdgeListSampling, nn.Module):
         if user.numel() == 0:
             raise ValueError("user_id is empty, expected at least one pair")
         self._cache = None
-        users, entities, mae_loss, cl_loss = self.forward(masks)
-        user_emb = users.index_select(0, user)
-        items = entities.index_select(0, torch.cat([positive, negative]))  # one gradient, not two
+        both = torch.cat([positive, negative])
+        users, entities, mae_loss, cl_loss = self.forward(
+            masks, wanted_users=user, wanted_items=both
+        )
+        user_emb, items = users.index_select(0, user), entities.index_select(0, both)
         pos_emb, neg_emb = items.chunk(2)
         gap = (user_emb * (pos_emb - neg_emb)).sum(1)
         bpr = -torch.log(1e-10 + torch.sigmoid(gap)).mean()

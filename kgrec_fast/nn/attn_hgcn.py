@@ -10,6 +10,7 @@ from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph, as_interactio
 from kgrec_fast.nn._arguments import (
     Mask,
     check_embedding,
+    narrowed_mask,
     prepared_mask,
     resolve_interactions,
     resolve_rel_graph,
@@ -133,6 +134,8 @@ class AttnHGCN(nn.Module):
         query: Tensor | None = None,
         rng: Tensor | None = None,
         dropout: bool = True,
+        wanted_entities: Tensor | None = None,
+        wanted_users: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Propagates users and entities; each hop's result is normalised and added up.
 
@@ -148,6 +151,9 @@ class AttnHGCN(nn.Module):
             query: [N, D] ``entity_emb @ W_Q``, where it is known already.
             rng: int64 [2], seed and step of the dropout; drawn where it is None.
             dropout: False switches message dropout off in training mode too.
+            wanted_entities: bool [N], the rows of the result that will be read; the others miss
+                what the last hop adds, which saves its work. None reads all.
+            wanted_users: bool [U], the same for users.
 
         Returns:
             Users [U, D] and entities [N, D].
@@ -169,6 +175,9 @@ class AttnHGCN(nn.Module):
         for hop in range(self.n_hops):
             if query is None:
                 query = self._project(entity_emb, graph if hop else None)
+            if hop == self.n_hops - 1:
+                edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
+                inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
             entity_agg, user_agg = self._hop(
                 query, entity_emb, graph, edge_mask, inter, weight, inter_mask
             )
@@ -220,26 +229,36 @@ class AttnHGCN(nn.Module):
         *,
         edge_mask: Mask = None,
         rng: Tensor | None = None,
+        first_rows: int | None = None,
     ) -> Tensor:
         """The KG view of the entities: like :meth:`forward`, with a mean in place of attention.
 
         Args:
             entity_emb: [N, D].
             edge_index, edge_type, edge_mask, rng: As in :meth:`forward`.
+            first_rows: How many rows of the result are wanted; None for all.
 
         Returns:
-            Entities [N, D].
+            Entities [N, D], or the first of them.
         """
         graph = self._rel_graph(entity_emb, edge_index, edge_type)
         edge_mask = prepared_mask(graph, edge_mask)
         rng = self._rng(entity_emb, rng)
         entity_res = entity_emb
         for hop in range(self.n_hops):
-            entity_agg = ops.relation_mean(
-                entity_emb, self.relation_embedding.weight, graph, edge_mask
-            )
+            rows = cols = None
+            if hop == self.n_hops - 1 and first_rows is not None:
+                rows = torch.arange(graph.num_rows, device=graph.device) < first_rows
+            if hop > 0:
+                # Nodes without edges are zero by now. Leaving them out of a mean changes its
+                # length alone, and _finish makes that one.
+                cols = graph.rowptr.diff() > 0
+            mask = narrowed_mask(graph, edge_mask, rows, cols)
+            entity_agg = ops.relation_mean(entity_emb, self.relation_embedding.weight, graph, mask)
+            if rows is not None:
+                entity_agg, entity_res = entity_agg[:first_rows], entity_res[:first_rows]
             entity_emb, entity_res = self._finish(entity_agg, entity_res, rng, "kg/entity", hop)
-        return entity_res
+        return entity_res if first_rows is None else entity_res[:first_rows]
 
     # -- one hop ----------------------------------------------------------------------------------
 

@@ -116,13 +116,10 @@ def test_average_loss_of_its_own_draws_is_that_of_the_fast_model(world):
     for parameter in model.parameters():  # far enough from zero for scores to matter
         parameter.data *= 3
     reference.load_state_dict(model.state_dict())
-    steps, losses = 250, []
+    steps, losses = 150, []
     for one in (model, reference):
         with torch.no_grad():
-            parts = [
-                torch.stack([*one()[2:], one.calculate_loss(world.batch())]) for _ in range(steps)
-            ]
-        losses.append(torch.stack(parts).double())
+            losses.append(torch.stack([torch.stack(one()[2:]) for _ in range(steps)]).double())
     error = ((losses[0].var(0) + losses[1].var(0)) / steps).sqrt()
     assert ((losses[0].mean(0) - losses[1].mean(0)).abs() < 4 * error).all()
 

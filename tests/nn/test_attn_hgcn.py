@@ -187,6 +187,41 @@ def test_weights_default_to_those_of_the_graph(toy, layers):
     torch.testing.assert_close(ones, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("hops", [1, 2, 3])
+def test_rows_that_nobody_reads(toy, hops):
+    """Restricted results equal the rows of full ones, gradients included."""
+    layer = AttnHGCN(WIDTH, hops, USERS, RELATIONS, mess_dropout_rate=0.2).double()
+    entities = torch.zeros(NODES, dtype=torch.bool)
+    entities[[0, 2, 7, 30]] = True
+    users = torch.zeros(USERS, dtype=torch.bool)
+    users[[1, 6]] = True
+    arguments = (toy.kg, None, toy.interactions, toy.inter_edge_w)
+    keywords = {"rng": torch.tensor([3, 1]), "edge_mask": torch.arange(80) % 3 > 0}
+
+    def read(m, u, x, **wanted):
+        found_users, found_entities = m(u, x, *arguments, **keywords, **wanted)
+        return found_users[users], found_entities[entities]
+
+    def some(m, u, x):
+        return read(m, u, x, wanted_users=users, wanted_entities=entities)
+
+    inputs = [toy.users, toy.entities]
+    torch.testing.assert_close(
+        outputs_and_gradients(layer, inputs, some),
+        outputs_and_gradients(layer, inputs, read),
+        **EXACT,
+    )
+    torch.testing.assert_close(
+        outputs_and_gradients(
+            layer, inputs, lambda m, u, x: m.forward_kg(x, toy.kg, first_rows=ITEMS, **keywords)
+        ),
+        outputs_and_gradients(
+            layer, inputs, lambda m, u, x: m.forward_kg(x, toy.kg, **keywords)[:ITEMS]
+        ),
+        **EXACT,
+    )
+
+
 # -- message dropout ------------------------------------------------------------------------------
 
 

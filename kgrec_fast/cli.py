@@ -69,7 +69,8 @@ def _mistakes(*kinds: type[Exception], exit_code: int = 2) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        mistake = _Mistake(str(error))
+        named = isinstance(error, OSError) and error.filename is not None
+        mistake = _Mistake(f"{error.filename}: {error.strerror}" if named else str(error))
         mistake.exit_code = exit_code
         raise mistake from error
 
@@ -81,13 +82,14 @@ def _console() -> Console:
 
 @contextmanager
 def _warnings_as_notes(console: Console) -> Iterator[None]:
-    """Prints warnings of the data readers as lines, without the source line they came from."""
+    """Prints warnings as lines, without the line of source that they came from."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            console.print(f"note: {warning.message}", soft_wrap=True)
+        try:
+            yield
+        finally:
+            for warning in caught:
+                console.print(f"note: {warning.message}", soft_wrap=True)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -227,16 +229,17 @@ def _only_with_resume(
     options: dict[str, Any], config_file: Path | None, run_dir: Path | None, assignments: Any
 ) -> None:
     """A resumed run keeps its configuration: refuses whatever would change it."""
+    values = {**options, "config": config_file, "run_dir": run_dir, "set": assignments or None}
+    names = {"dataset": "DATASET", "layout": "--format"}
     given = [
-        "DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"
-        for name, value in {**options, "config": config_file, "run_dir": run_dir}.items()
+        names.get(name, f"--{name.replace('_', '-')}")
+        for name, value in sorted(values.items())
         if value is not None and name != "epochs"
     ]
-    given += ["--set"] if assignments else []
     if given:
         raise ValueError(
-            f"--resume: got {', '.join(given).replace('--layout', '--format')} too, expected at "
-            "most --epochs, for the run continues with its own configuration"
+            f"--resume: got {', '.join(given)} too, expected at most --epochs, for the run "
+            "continues with its own configuration"
         )
 
 
@@ -328,15 +331,13 @@ def evaluate_command(
 @click.option("-k", default=10, show_default=True, help="How many items.")
 @click.option(
     "--why",
-    default=0,
-    is_flag=False,
-    flag_value=3,
-    metavar="[N]",
-    help="Show the N (3 if left out) edges with the highest rationale score of each item.",
+    is_flag=True,
+    help="Also show the edges with the highest rationale scores of each item.",
 )
+@click.option("--edges", default=3, show_default=True, help="How many edges an item with --why.")
 @click.option("--threads", type=int, help="CPU threads.  [default: the run's]")
 def recommend_command(
-    run_dir: Path, users: tuple[str, ...], k: int, why: int, threads: int | None
+    run_dir: Path, users: tuple[str, ...], k: int, why: bool, edges: int, threads: int | None
 ) -> None:
     """Recommend items to users, with the model of the run in RUN_DIR.
 
@@ -346,8 +347,8 @@ def recommend_command(
     with _mistakes(ValueError, OSError):
         if k < 1:
             raise ValueError(f"-k: got {k}, expected a positive number")
-        if why < 0:
-            raise ValueError(f"--why: got {why}, expected a number that is not negative")
+        if edges < 1:
+            raise ValueError(f"--edges: got {edges}, expected a positive number")
         run = _load(console, run_dir, "best", threads)
         data = run.dataset
         lists = recommend(run.model, data, find_users(users, data.user_tokens), k)
@@ -358,7 +359,7 @@ def recommend_command(
             ]
             console.print(plain_table(f"user {user}", ("rank", "item", "score"), rows))
             if why:
-                _show_rationales(console, run, [item for item, _ in ranked], why)
+                _show_rationales(console, run, [item for item, _ in ranked], edges)
 
 
 def _show_rationales(console: Console, run: Any, items: list[int], count: int) -> None:
@@ -385,6 +386,7 @@ def _load(console: Console, run_dir: Path, which: str, threads: int | None) -> A
     folder = RunFolder.open(run_dir)
     _set_threads(threads or folder.read_config().training.threads)
     with _warnings_as_notes(console):
+        warnings.simplefilter("ignore", UserWarning)  # `train` has shown those of data and model
         return load_run(folder, which)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from rich.table import Table
 from kgrec_fast.training.metrics import METRICS
 
 _TITLES = {"ndcg": "NDCG", "mrr": "MRR"}
-# Without a terminal: at most one line an epoch, and none sooner than this after the last.
+# Without a terminal: a line for an epoch, but none sooner than this after the last.
 _QUIET_SECONDS = 10.0
 _MANY_EVALUATIONS = 20
 
@@ -40,9 +41,6 @@ class Reporter:
     def epoch_end(self, record: Mapping[str, Any], *, is_best: bool) -> None:
         """An epoch, with its evaluation if it has one, is over."""
 
-    def message(self, text: str) -> None:
-        """Something a user should know."""
-
     def stop(self) -> None:
         """Training is over, for whatever reason."""
 
@@ -56,11 +54,11 @@ class ConsoleReporter(Reporter):
         self._task = TaskID(0)
         self._epochs = 0
         self._tables = True
-        self._last_line = 0.0
+        self._last_line = -math.inf
 
     def start(self, *, epochs: int, pairs: int, evaluations: int, done: int) -> None:
         self._epochs = epochs
-        # A log file gets tables too, unless they would fill it.
+        # A log file gets tables too, unless they would flood it.
         self._tables = self.console.is_terminal or evaluations <= _MANY_EVALUATIONS
         if not self.console.is_terminal:
             return
@@ -96,22 +94,19 @@ class ConsoleReporter(Reporter):
     def epoch_end(self, record: Mapping[str, Any], *, is_best: bool) -> None:
         now = time.monotonic()
         evaluated = bool(record["valid"])
-        if evaluated or (self._progress is None and now - self._last_line >= _QUIET_SECONDS):
+        table = evaluated and self._tables
+        waited = not self.console.is_terminal and now - self._last_line >= _QUIET_SECONDS
+        if table or waited:
             self._last_line = now
             self.console.print(
                 f"epoch {record['epoch']}/{self._epochs}: loss {record['loss']:.4f}, "
                 f"{record['seconds']:.1f} s, {record['pairs_per_second']:,.0f} pairs/s"
-                + ("" if self._tables or not evaluated else f", {_line(record['valid'])}"),
+                + (f", {_line(record['valid'])}" if evaluated and not table else "")
+                + (", best so far" if is_best else ""),
                 soft_wrap=True,
             )
-        if evaluated and self._tables:
-            mark = ", best so far" if is_best else ""
-            self.console.print(
-                metrics_table(f"valid, epoch {record['epoch']}{mark}", record["valid"])
-            )
-
-    def message(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        if table:
+            self.console.print(metrics_table(f"valid, epoch {record['epoch']}", record["valid"]))
 
     def stop(self) -> None:
         if self._progress is not None:
@@ -122,7 +117,7 @@ class ConsoleReporter(Reporter):
 def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     """Metrics as rows, cutoffs as columns."""
     cutoffs = sorted({int(name.partition("@")[2]) for name in metrics})
-    table = Table(title=title, title_justify="left")
+    table = _table(title)
     table.add_column("")
     for k in cutoffs:
         table.add_column(f"@{k}", justify="right")
@@ -135,7 +130,7 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
 def dataset_table(dataset: Any) -> Table:
     """The figures of a data set."""
     figures = dict(dataset.summary())
-    table = Table(title=f"data set {figures.pop('name')}", title_justify="left", show_header=False)
+    table = _table(f"data set {figures.pop('name')}", show_header=False)
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in figures.items():
@@ -145,7 +140,7 @@ def dataset_table(dataset: Any) -> Table:
 
 def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A table of texts; numbers are set to the right."""
-    table = Table(title=title, title_justify="left")
+    table = _table(title)
     filled = [list(row) for row in rows]
     for place, column in enumerate(columns):
         numeric = bool(filled) and isinstance(filled[0][place], int | float)
@@ -153,6 +148,11 @@ def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]
     for row in filled:
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
     return table
+
+
+def _table(title: str, **options: Any) -> Table:
+    # rich breaks a title that is wider than its table.
+    return Table(title=title, title_justify="left", min_width=len(title), **options)
 
 
 def _line(metrics: Mapping[str, float]) -> str:

@@ -165,6 +165,33 @@ def test_masks_of_a_step(world):
     assert len(distinct) == 30
 
 
+def test_one_noisy_score_decides_masking_and_contrast(world):
+    """Of four edges the contrast keeps the one with the largest score + Gumbel noise: a draw from
+    the softmax of the scores. The same edge is masked, beside one at random.
+    """
+    torch.manual_seed(8)
+    sampler = world.model(mae_msize=1, cl_drop=0.75).sampler
+    edges = torch.tensor([150, 3, 77, 20])
+    score = torch.zeros(200)
+    score[edges] = torch.tensor([0.0, 1.0, 2.0, 0.5])
+    sampled = sampling.mask_of(edges, 200)
+    kept, beside = torch.zeros(4), torch.zeros(4)
+    for _ in range(2000):
+        masks = sampler.draw(score, edges, sampled, None)
+        (best,) = masks.contrast_edges.nonzero().flatten().tolist()
+        assert masks.masked[best]
+        kept += edges == best
+        masks.masked[best] = False
+        beside += masks.masked[edges]
+    probability = score[edges].double().softmax(0)
+    assert_distributed(kept.tolist(), probability.tolist())
+    # The random one is another edge three times out of four.
+    others = (1 - probability) / 4
+    assert_distributed(
+        [*beside.tolist(), 2000 - beside.sum().item()], [*others.tolist(), 1 - others.sum().item()]
+    )
+
+
 def test_nothing_is_sampled_at_rate_zero(world):
     masks = world.model(node_dropout_rate=0.0).draw_masks()
     assert masks.sampled is None

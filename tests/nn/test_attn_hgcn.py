@@ -132,6 +132,19 @@ def test_item_attention(toy, layers, masked):
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
+def test_item_attention_sums_to_the_number_of_interactions(toy, layers):
+    """Checked apart: the factor is equal for all of a user, and forward normalises it away."""
+    attention = torch.randn(ITEMS, dtype=torch.float64)
+    kept = torch.arange(25) % 3 > 0
+    ui = toy.interactions
+    weight = layers[0]._user_softmax(attention, ui, ui.edge_mask(kept))
+    user, item = toy.inter_edge
+    for one in range(USERS):
+        mine = kept & (user == one)
+        expected = attention[item[mine]].softmax(0) * mine.sum()
+        torch.testing.assert_close(weight[mine], expected)
+
+
 @pytest.mark.parametrize("typed", [False, True])
 def test_rationale_scores(toy, layers, typed):
     fast, reference = layers

@@ -20,10 +20,6 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
   for_stretches(order, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     V* memory = scratch.memory;
     typename S::Row sum(shape, memory), run(shape, memory);
-    for (int i = 0; i < shape.vectors; ++i) {
-      sum.v[i] = V{};
-      run.v[i] = V{};
-    }
     int64_t count = 0;
     const auto end_run = [&](int64_t e) {
       const T* r = relation + order.rel[e] * p.relation.stride;
@@ -34,9 +30,9 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
     };
     int64_t previous = -1;
     for (int64_t e = begin; e < end; ++e) {
-      const T* ahead = x + order.idx[std::min(e + kAhead, last_edge)] * p.x.stride;
-      for (size_t byte = 0; byte < sizeof(T) * p.width; byte += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(ahead) + byte);
+      const int64_t ahead = std::min(e + kAhead, last_edge);
+      if (order.mask == nullptr || order.mask[ahead] != 0) {
+        prefetch_row(x + order.idx[ahead] * p.x.stride, p.width * sizeof(T));
       }
       if (order.mask != nullptr && order.mask[e] == 0) {
         continue;

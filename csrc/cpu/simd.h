@@ -195,9 +195,17 @@ KGREC_INLINE Vec<double> vexp(Vec<double> x) {
   return x < low ? Vec<double>{} : p;
 }
 
+// Brings a row of `bytes` towards the first level of the cache.
+KGREC_INLINE void prefetch_row(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) {
+    __builtin_prefetch(static_cast<const char*>(row) + at);
+  }
+}
+
 // -- Rows ------------------------------------------------------------------------------------
 
-// A row of H heads, each of HV vectors, known when compiled: accumulators live in registers.
+// A row of H heads, each of HV vectors, known when compiled: accumulators live in registers. A Row,
+// here and below, is a row of accumulators and starts at zero.
 template <class T, int H_, int HV_>
 struct FixedShape {
   using Element = T;
@@ -212,7 +220,7 @@ struct FixedShape {
   KGREC_INLINE void put(U* row, int i, V v) const { store(row + i * W, v); }
   struct Row {
     V v[vectors];
-    KGREC_INLINE Row(const FixedShape&, V*&) {}
+    KGREC_INLINE Row(const FixedShape&, V*&) : v{} {}
   };
 };
 
@@ -223,33 +231,43 @@ struct AnyShape {
   using A = acc_t<T>;
   using V = Vec<A>;
   static constexpr int W = Simd<A>::W;
-  int heads, head_vectors, vectors, head_width;
-  AnyShape(int64_t width, int64_t num_heads)
-      : heads(int(num_heads)), head_vectors(int((width / num_heads + W - 1) / W)),
-        vectors(heads * head_vectors), head_width(int(width / num_heads)) {}
-  KGREC_INLINE int64_t offset(int i) const {
-    return int64_t(i / head_vectors) * head_width + int64_t(i % head_vectors) * W;
-  }
-  KGREC_INLINE int count(int i) const {
-    return std::min(W, head_width - i % head_vectors * W);
+  struct Place {
+    int64_t offset;  // of the vector in a row
+    int count;       // elements of it that belong to the head
+  };
+  int heads, head_vectors, vectors;
+  std::vector<Place> places;
+  AnyShape(int64_t width, int64_t num_heads) : heads(int(num_heads)) {
+    const int64_t head_width = width / num_heads;
+    head_vectors = int((head_width + W - 1) / W);
+    vectors = heads * head_vectors;
+    for (int64_t head = 0; head < num_heads; ++head) {
+      for (int64_t at = 0; at < head_width; at += W) {
+        places.push_back({head * head_width + at, int(std::min<int64_t>(W, head_width - at))});
+      }
+    }
   }
   template <class U>
   KGREC_INLINE V get(const U* row, int i) const {
-    const int n = count(i);
-    return n == W ? load(row + offset(i)) : load_first(row + offset(i), n);
+    const Place place = places[i];
+    return place.count == W ? load(row + place.offset)
+                            : load_first(row + place.offset, place.count);
   }
   template <class U>
   KGREC_INLINE void put(U* row, int i, V v) const {
-    const int n = count(i);
-    if (n == W) {
-      store(row + offset(i), v);
+    const Place place = places[i];
+    if (place.count == W) {
+      store(row + place.offset, v);
     } else {
-      store_first(row + offset(i), v, n);
+      store_first(row + place.offset, v, place.count);
     }
   }
   struct Row {
     V* v;
-    KGREC_INLINE Row(const AnyShape& shape, V*& scratch) : v(scratch) { scratch += shape.vectors; }
+    KGREC_INLINE Row(const AnyShape& shape, V*& scratch) : v(scratch) {
+      scratch += shape.vectors;
+      std::fill(v, scratch, V{});
+    }
   };
 };
 
@@ -259,13 +277,11 @@ struct Scratch {
   using V = typename S::V;
   Scratch(const S& shape, int rows)
       : memory(static_cast<V*>(::operator new(
-            sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))),
-        next(memory) {}
+            sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))) {}
   ~Scratch() { ::operator delete(memory, std::align_val_t(alignof(V))); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   V* memory;
-  V* next;
 };
 
 // -- Parts of the work -----------------------------------------------------------------------

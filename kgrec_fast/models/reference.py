@@ -81,6 +81,11 @@ class ReferenceKGRec(nn.Module):
         **hyper: The hyper-parameters of :class:`kgrec_fast.models.KGRec`.
     """
 
+    edge_index: Tensor
+    edge_type: Tensor
+    inter_edge: Tensor
+    inter_edge_w: Tensor
+
     def __init__(
         self,
         n_users: int,
@@ -303,8 +308,8 @@ class ReferenceKGRec(nn.Module):
         negative = entities[batch["neg_item_id"]]
         gap = (user * positive).sum(1) - (user * negative).sum(1)
         bpr = -torch.log(1e-10 + torch.sigmoid(gap)).mean()
-        squares = sum(x.pow(2).sum() for x in (user, positive, negative))
-        reg = squares / 2 / user.shape[0]
+        squares = torch.stack([x.pow(2).sum() for x in (user, positive, negative)])
+        reg = squares.sum() / 2 / user.shape[0]
         return bpr + self.reg_weight * reg + self.mae_coef * mae_loss + self.cl_coef * cl_loss
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

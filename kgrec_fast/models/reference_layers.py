@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +235,25 @@ class ReferenceAttnHGCN(nn.Module):
         head, tail = edge_index
         value = entity_emb[tail] * self.relation_embedding(edge_type)
         return self.functions.scatter_mean(value, head, dim=0, dim_size=entity_emb.shape[0])
+
+    @overload
+    def norm_attn_computer(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor,
+        edge_type: Tensor | None = None,
+        return_logits: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def norm_attn_computer(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor,
+        edge_type: Tensor | None = None,
+        *,
+        return_logits: Literal[True],
+    ) -> tuple[Tensor, Tensor]: ...
 
     @torch.no_grad()
     def norm_attn_computer(

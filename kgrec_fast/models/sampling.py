@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
-from kgrec_fast.nn.attn_hgcn import draw_rng
+from kgrec_fast.nn._streams import draw_rng
 
 RANDOM_BITS = 32
 

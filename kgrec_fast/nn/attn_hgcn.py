@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast, overload
+
 import torch
 from torch import Tensor, nn
 
 from kgrec_fast import ops
-from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph, as_interaction_graph
+from kgrec_fast.graph import InteractionGraph, RelGraph, as_interaction_graph
 from kgrec_fast.nn._arguments import (
     Mask,
     check_embedding,
@@ -15,22 +17,8 @@ from kgrec_fast.nn._arguments import (
     resolve_interactions,
     resolve_rel_graph,
 )
-from kgrec_fast.ops.random import Stream
-
-# Where message dropout happens: "view/side". A block of streams serves two views, half each.
-DROPOUT_STREAMS = {
-    "rec/entity": int(Stream.ENTITY_MESSAGE),
-    "kg/entity": int(Stream.ENTITY_MESSAGE) + 128,
-    "rec/user": int(Stream.USER_MESSAGE),
-    "ui/user": int(Stream.USER_MESSAGE) + 128,
-    "ui/item": int(Stream.ITEM_MESSAGE),
-}
-MAX_HOPS = 128
-
-
-def dropout_stream(place: str, hop: int) -> int:
-    """Number of the random stream of a place of message dropout in a hop, counted from 0."""
-    return DROPOUT_STREAMS[place] + hop
+from kgrec_fast.nn._item_attention import user_softmax
+from kgrec_fast.nn._streams import MAX_HOPS, draw_rng, dropout_stream
 
 
 class AttnHGCN(nn.Module):
@@ -167,7 +155,7 @@ class AttnHGCN(nn.Module):
         inter_mask = prepared_mask(inter, inter_mask)
         weight = inter.weight if inter_edge_w is None else inter_edge_w
         if item_attn is not None:
-            attention = self._user_softmax(item_attn, inter, inter_mask)
+            attention = user_softmax(item_attn, inter, inter_mask)
             weight = attention if weight is None else weight * attention
         rng = self._rng(entity_emb, rng) if dropout else None
 
@@ -318,6 +306,28 @@ class AttnHGCN(nn.Module):
         graph = self._rel_graph(entity_emb, edge_index, edge_type)
         return ops.relation_mean(entity_emb, self.relation_embedding.weight, graph, edge_mask)
 
+    @overload
+    def norm_attn_computer(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor | RelGraph,
+        edge_type: Tensor | None = None,
+        return_logits: Literal[False] = False,
+        *,
+        edge_mask: Mask = None,
+    ) -> Tensor: ...
+
+    @overload
+    def norm_attn_computer(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor | RelGraph,
+        edge_type: Tensor | None = None,
+        *,
+        return_logits: Literal[True],
+        edge_mask: Mask = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
     @torch.no_grad()
     def norm_attn_computer(
         self,
@@ -351,8 +361,9 @@ class AttnHGCN(nn.Module):
             graph: RelGraph | InteractionGraph = as_interaction_graph(edge_index, nodes, nodes)
         else:
             graph = self._rel_graph(entity_emb, edge_index, edge_type)
+        # Without relations any graph will do.
         scores, logits = ops.rationale_scores(
-            self._project(entity_emb), relation, graph, self.n_heads, edge_mask=edge_mask
+            self._project(entity_emb), relation, cast(RelGraph, graph), self.n_heads, edge_mask
         )
         return (scores, logits) if return_logits else scores
 
@@ -378,15 +389,12 @@ class AttnHGCN(nn.Module):
         weight: Tensor | None,
         inter_mask: Mask,
     ) -> tuple[Tensor, Tensor]:
+        relation = self.relation_embedding.weight
         entity_agg = ops.relation_attention(
-            query,
-            entity_emb,
-            self.relation_embedding.weight,
-            graph,
-            self.n_heads,
-            edge_mask=edge_mask,
+            query, entity_emb, relation, graph, self.n_heads, edge_mask=edge_mask
         )
-        return entity_agg, ops.weighted_aggregate(entity_emb, weight, inter, edge_mask=inter_mask)
+        user_agg = ops.weighted_aggregate(entity_emb, weight, inter, edge_mask=inter_mask)
+        return cast(Tensor, entity_agg), user_agg
 
     def _finish(
         self, x: Tensor, residual: Tensor, rng: Tensor | None, place: str, hop: int
@@ -400,25 +408,6 @@ class AttnHGCN(nn.Module):
         if not self.training or self.mess_dropout_rate == 0:
             return None
         return draw_rng(x.device) if rng is None else rng
-
-    def _user_softmax(
-        self, item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None
-    ) -> Tensor:
-        """Softmax of ``item_attn`` over each user's interactions, times their number: [M]."""
-        if item_attn.dim() != 1 or item_attn.shape[0] < inter.num_cols:
-            raise ValueError(
-                f"item_attn has shape {list(item_attn.shape)}, "
-                f"expected [n] with n at least {inter.num_cols}, the number of items"
-            )
-        attention = item_attn.index_select(0, inter.col)
-        counted = torch.ones_like(attention)
-        if mask is not None:
-            # The lowest finite number instead of -inf: a user whose interactions are all masked
-            # must not turn into NaN.
-            attention = attention.masked_fill(~mask.row, torch.finfo(attention.dtype).min)
-            counted = mask.row.to(attention.dtype)
-        degree = ops.segment_sum(counted, inter.rowptr).index_select(0, inter.head)
-        return inter.to_caller_order(ops.segment_softmax(attention, inter.rowptr) * degree)
 
     # -- arguments --------------------------------------------------------------------------------
 
@@ -440,8 +429,3 @@ class AttnHGCN(nn.Module):
         return resolve_interactions(
             inter_edge, user_emb.shape[0], item_emb.shape[0], exact=items_name == "item_emb"
         )
-
-
-def draw_rng(device: torch.device) -> Tensor:
-    """Seed and step (int64 [2]) of counter-based draws, from torch's default generator."""
-    return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=device)

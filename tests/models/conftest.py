@@ -12,7 +12,7 @@ from torch import Tensor
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
-from kgrec_fast.nn.attn_hgcn import DROPOUT_STREAMS, dropout_stream
+from kgrec_fast.nn._streams import DROPOUT_STREAMS, dropout_stream
 from kgrec_fast.ops import dropout_normalize_add
 
 

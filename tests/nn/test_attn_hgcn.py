@@ -9,7 +9,8 @@ import torch
 
 from kgrec_fast.models.reference import ReferenceAttnHGCN
 from kgrec_fast.nn import AttnHGCN
-from kgrec_fast.nn.attn_hgcn import DROPOUT_STREAMS, dropout_stream
+from kgrec_fast.nn._item_attention import user_softmax
+from kgrec_fast.nn._streams import DROPOUT_STREAMS, dropout_stream
 from kgrec_fast.ops import dropout_normalize_add
 
 USERS, ITEMS, NODES, RELATIONS, WIDTH = 7, 9, 40, 5, 8
@@ -132,12 +133,12 @@ def test_item_attention(toy, layers, masked):
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
-def test_item_attention_sums_to_the_number_of_interactions(toy, layers):
+def test_item_attention_sums_to_the_number_of_interactions(toy):
     """Checked apart: the factor is equal for all of a user, and forward normalises it away."""
     attention = torch.randn(ITEMS, dtype=torch.float64)
     kept = torch.arange(25) % 3 > 0
     ui = toy.interactions
-    weight = layers[0]._user_softmax(attention, ui, ui.edge_mask(kept))
+    weight = user_softmax(attention, ui, ui.edge_mask(kept))
     user, item = toy.inter_edge
     for one in range(USERS):
         mine = kept & (user == one)

@@ -1,0 +1,27 @@
+"""Attention over a user's interactions, from a score of each item."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kgrec_fast import ops
+from kgrec_fast.graph import EdgeMask, InteractionGraph
+
+
+def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None) -> Tensor:
+    """Softmax of ``item_attn`` over each user's interactions, times their number: [M]."""
+    if item_attn.dim() != 1 or item_attn.shape[0] < inter.num_cols:
+        raise ValueError(
+            f"item_attn has shape {list(item_attn.shape)}, "
+            f"expected [n] with n at least {inter.num_cols}, the number of items"
+        )
+    attention = item_attn.index_select(0, inter.col)
+    counted = torch.ones_like(attention)
+    if mask is not None:
+        # The lowest finite number instead of -inf: a user whose interactions are all masked
+        # must not turn into NaN.
+        attention = attention.masked_fill(~mask.row, torch.finfo(attention.dtype).min)
+        counted = mask.row.to(attention.dtype)
+    degree = ops.segment_sum(counted, inter.rowptr).index_select(0, inter.head)
+    return inter.to_caller_order(ops.segment_softmax(attention, inter.rowptr) * degree)

@@ -57,7 +57,9 @@ _COMMON = {
 class _Mistake(click.ClickException):
     """A user's mistake: one line on stderr and exit code 2."""
 
-    exit_code = 2
+    def __init__(self, message: str, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code: int = exit_code  # type: ignore[misc]
 
     def show(self, file: Any = None) -> None:
         click.echo(f"Error: {' '.join(self.format_message().split())}", err=True)
@@ -69,10 +71,10 @@ def _mistakes(*kinds: type[Exception], exit_code: int = 2) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        named = isinstance(error, OSError) and error.filename is not None
-        mistake = _Mistake(f"{error.filename}: {error.strerror}" if named else str(error))
-        mistake.exit_code = exit_code
-        raise mistake from error
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{error.filename}: {error.strerror}"
+        raise _Mistake(message, exit_code) from error
 
 
 def _console() -> Console:

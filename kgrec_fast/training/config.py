@@ -41,15 +41,25 @@ class _Section(BaseModel):
 class DatasetConfig(_Section):
     """Which data, and how they are read."""
 
-    name: str | None = Field(None, description="a known name, or the path of a folder")
-    format: Literal["auto", "atomic", "kgat"] = Field("auto", description="layout of the files")
-    min_rating: _Float | None = Field(None, description="ratings below this are no positives")
-    recbole_items: bool = Field(False, description="choose the items as RecBole does")
-    inverse: bool | None = Field(None, description="add inverse relations; the format's habit")
-    split: Literal["auto", "given", "random"] = Field("auto", description="where splits come from")
-    carve_valid: bool = Field(True, description="take valid out of train where it is not given")
-    split_seed: NonNegativeInt = Field(2024, description="seed of a random split")
-    fields: dict[FieldName, str] = Field({}, description="names of fields in atomic files")
+    name: str | None = Field(default=None, description="a known name, or the path of a folder")
+    format: Literal["auto", "atomic", "kgat"] = Field(
+        default="auto", description="layout of the files"
+    )
+    min_rating: _Float | None = Field(
+        default=None, description="ratings below this are no positives"
+    )
+    recbole_items: bool = Field(default=False, description="choose the items as RecBole does")
+    inverse: bool | None = Field(
+        default=None, description="add inverse relations; the format's habit"
+    )
+    split: Literal["auto", "given", "random"] = Field(
+        default="auto", description="where splits come from"
+    )
+    carve_valid: bool = Field(
+        default=True, description="take valid out of train where it is not given"
+    )
+    split_seed: NonNegativeInt = Field(default=2024, description="seed of a random split")
+    fields: dict[FieldName, str] = Field(default={}, description="names of fields in atomic files")
 
 
 class ModelConfig(_Section):
@@ -58,7 +68,7 @@ class ModelConfig(_Section):
     embedding_size: PositiveInt = 64
     reg_weight: NonNegativeFloat = 1e-5
     context_hops: PositiveInt = 2
-    node_dropout_rate: Share = Field(0.5, description="share of KG edges kept in a step")
+    node_dropout_rate: Share = Field(default=0.5, description="share of KG edges kept in a step")
     mess_dropout_rate: Share = 0.1
     mae_coef: NonNegativeFloat = 0.1
     mae_msize: PositiveInt = 256
@@ -82,16 +92,20 @@ class TrainingConfig(_Section):
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
     seed: NonNegativeInt = 2024
-    eval_every: PositiveInt = Field(5, description="epochs between evaluations")
-    patience: PositiveInt = Field(10, description="evaluations without gain before the run stops")
+    eval_every: PositiveInt = Field(default=5, description="epochs between evaluations")
+    patience: PositiveInt = Field(
+        default=10, description="evaluations without gain before the run stops"
+    )
     device: str = "cpu"
-    threads: PositiveInt | None = Field(None, description="CPU threads; torch's choice if absent")
+    threads: PositiveInt | None = Field(
+        default=None, description="CPU threads; torch's choice if absent"
+    )
 
 
 class EvaluationConfig(_Section):
     """What is measured, and by which metric the best epoch is chosen."""
 
-    ks: tuple[PositiveInt, ...] = Field((5, 10, 20), min_length=1)
+    ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     best_by: str = "ndcg@10"
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -153,6 +153,8 @@ class Trainer:
             self.reporter.start(
                 epochs=settings.epochs, pairs=pairs, evaluations=evaluations, done=done
             )
+            if not resume:
+                self._save()  # whatever happens from now on, there is something to resume from
             try:
                 while self.epoch < settings.epochs and not self._out_of_patience():
                     self._train_epoch(interrupts)
@@ -169,7 +171,7 @@ class Trainer:
         steps_per_read = 1 if self.device.type == "cpu" else _STEPS_PER_READ
         clock = time.perf_counter()
         for batch in self.loader:
-            loss = self.model.calculate_loss(batch)
+            loss: Tensor = cast(Any, self.model).calculate_loss(batch)
             unread.append((loss.detach(), batch["user_id"].shape[0]))
             if len(unread) >= steps_per_read:  # on a CPU: before a bad loss can reach the weights
                 self._read_losses(unread)
@@ -324,6 +326,7 @@ class Trainer:
         missing = [name for name in ("loader", "history", "steps") if name not in state]
         if missing or "rng.cpu" not in checkpoint.tensors:
             raise CheckpointError(f"{checkpoint.path}: holds no state to resume from")
+        check_config(checkpoint, self.config)
         load_model(self.model, checkpoint)
         load_optimizer(self.optimizer, self.model, checkpoint)
         try:
@@ -372,3 +375,21 @@ def check_dataset(checkpoint: Checkpoint, expected: str) -> None:
             f"{checkpoint.path}: was trained on other data than those read now, expected the same "
             "files and the same dataset settings"
         )
+
+
+def check_config(checkpoint: Checkpoint, config: Config) -> None:
+    """Raises CheckpointError if a run would be continued with other settings than it was begun.
+
+    The number of epochs and of threads may change, and where the data lie.
+    """
+    given, expected = checkpoint.metadata["config"], config.model_dump(mode="json")
+    free = {"dataset.name", "training.epochs", "training.threads"}
+    for section, fields in expected.items():
+        for field_name, value in fields.items():
+            was = given.get(section, {}).get(field_name)
+            name = f"{section}.{field_name}"
+            if name not in free and was != value:
+                raise CheckpointError(
+                    f"{name}: got {value!r}, expected {was!r}, with which {checkpoint.path} was "
+                    "made: a resumed run keeps its settings"
+                )

@@ -36,7 +36,7 @@ def test_ctrl_c_saves_and_resume_continues_exactly(data_folder: Path, tmp_path: 
         text=True,
     )
     started = time.monotonic()
-    while not (folder / "last.safetensors").exists() and time.monotonic() - started < LIMIT:
+    while not (folder / "best.safetensors").exists() and time.monotonic() - started < LIMIT:
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)

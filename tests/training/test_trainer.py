@@ -148,6 +148,20 @@ def test_killed_between_two_saves(
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_killed_in_the_first_epoch(
+    tmp_path: Path, dataset: KGDataset, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise MemoryError
+
+    trainer = Trainer(fresh_model(dataset), dataset, make_config(), tmp_path / "run")
+    monkeypatch.setattr(trainer, "_end_epoch", killed)
+    with pytest.raises(MemoryError):
+        trainer.fit()
+    resume(tmp_path / "run", dataset)
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_finished_run_resumes_to_the_same_results(
     tmp_path: Path, dataset: KGDataset, whole: Path
 ) -> None:
@@ -330,7 +344,7 @@ def test_default_folders_are_distinct(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_resuming_what_does_not_fit(tmp_path: Path, dataset: KGDataset, whole: Path) -> None:
     from dataclasses import replace
 
-    folder = RunFolder.create(tmp_path / "run", make_config())
+    folder = RunFolder.create(tmp_path / "new", make_config())
     trainer = Trainer(fresh_model(dataset), dataset, make_config(), folder)
     with pytest.raises(CheckpointError, match=r"last\.safetensors: no such checkpoint"):
         trainer.fit(resume=True)
@@ -340,7 +354,11 @@ def test_resuming_what_does_not_fit(tmp_path: Path, dataset: KGDataset, whole: P
     best = load_checkpoint(whole / "best.safetensors")
     with pytest.raises(CheckpointError, match="holds no state to resume from"):
         trainer.restore(best)
+    state = load_checkpoint(whole / "last.safetensors")
+    faster = Trainer(fresh_model(dataset), dataset, make_config(lr=0.5), tmp_path / "faster")
+    with pytest.raises(CheckpointError, match=r"training\.lr: got 0\.5, expected 0\.02"):
+        faster.restore(state)
     fewer = replace(dataset, train=dataset.train[:, 1:])
     other = Trainer(fresh_model(dataset), fewer, make_config(), tmp_path / "other")
     with pytest.raises(CheckpointError, match="was trained on other data"):
-        other.restore(load_checkpoint(whole / "last.safetensors"))
+        other.restore(state)

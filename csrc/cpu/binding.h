@@ -131,6 +131,16 @@ inline void check_masks(
       "row_mask and col_mask are expected together, or neither");
 }
 
+inline void check_relations(const OrderView& order) {
+  STD_TORCH_CHECK(order.rel != nullptr || order.num_edges == 0, "graph is expected with relations");
+}
+
+inline void check_heads(int64_t num_heads, int64_t width) {
+  STD_TORCH_CHECK(
+      num_heads > 0 && width > 0 && width % num_heads == 0, "num_heads is ", num_heads,
+      ", expected a divisor of the width ", width);
+}
+
 inline SlotView slots(const Graph& graph) {
   SlotView view;
   view.num_relations = graph[kSlotPtr].numel() - 1;

@@ -20,9 +20,8 @@ std::tuple<Tensor, Tensor> relation_attention(
   const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, query);
   params.width = q.size(1);
   params.num_heads = num_heads;
-  STD_TORCH_CHECK(
-      num_heads > 0 && params.width > 0 && params.width % num_heads == 0, "num_heads is ",
-      num_heads, ", expected a divisor of the width ", params.width);
+  check_heads(num_heads, params.width);
+  check_relations(params.row);
   params.query = matrix(q);
   params.value = matrix(v);
   params.relation = matrix(r);

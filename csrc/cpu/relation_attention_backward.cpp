@@ -34,6 +34,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   const Tensor g = operand(grad_out, "grad_out", num_rows, out);
   params.width = q.size(1);
   params.num_heads = num_heads;
+  check_heads(num_heads, params.width);
+  check_relations(params.row);
   STD_TORCH_CHECK(o.size(1) == params.width && o.is_contiguous(), "out does not fit query");
   STD_TORCH_CHECK(
       o.scalar_type() == accumulate_type(params.dtype), "out is not in the type of its sums");

@@ -1,0 +1,103 @@
+#include "cpu/aggregate.h"
+#include "cpu/binding.h"
+#include "cpu/dispatch.h"
+
+namespace kgrec::cpu {
+
+struct RelationMeanBackwardParams {
+  OrderView order;  // row order
+  SlotView slots;
+  DType dtype = DType::f32;
+  int64_t width = 0;
+  Matrix x, grad_out;
+  const void* inverse_count = nullptr;  // acc [num_rows]
+  void* slot_grad = nullptr;            // acc [num_slots, width], zero
+  void* grad_relation = nullptr;        // [num_relations, width]
+};
+
+}  // namespace kgrec::cpu
+
+#define KGREC_KERNELS "cpu/relation_mean_kernels.h"
+#include "cpu/foreach_isa.h"
+
+namespace kgrec::cpu {
+namespace {
+
+std::tuple<Tensor, Tensor> relation_mean(
+    const Tensor& x, const Tensor& relation, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&) {
+  AggregateParams params;
+  params.order = row_order(graph, row_mask);
+  check_relations(params.order);
+  params.dtype = dtype_of(x, "x");
+  const Tensor source = operand(x, "x", 0, x);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, x);
+  params.width = source.size(1);
+  params.x = matrix(source);
+  params.relation = matrix(r);
+  Tensor out = make(x, {params.order.num_rows, params.width}, x.scalar_type());
+  Tensor inverse_count = make(x, {params.order.num_rows}, accumulate_type(params.dtype));
+  params.out = out.mutable_data_ptr();
+  params.inverse_count = inverse_count.mutable_data_ptr();
+  run_aggregate(params);
+  return {out, inverse_count};
+}
+
+std::tuple<Tensor, Tensor> relation_mean_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask) {
+  check_masks(row_mask, col_mask);
+  const int64_t num_rows = graph[kRowPtr].numel() - 1;
+
+  // Gradient of x: the same weighted sum over columns, each row's share weighted by its count.
+  AggregateParams params;
+  params.order = column_order(graph, col_mask);
+  check_relations(params.order);
+  params.dtype = dtype_of(x, "x");
+  const Tensor source = operand(x, "x", params.order.num_rows, x);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, x);
+  const Tensor g = operand(grad_out, "grad_out", num_rows, x);
+  params.width = source.size(1);
+  params.x = matrix(g);
+  params.relation = matrix(r);
+  STD_TORCH_CHECK(
+      inverse_count.scalar_type() == accumulate_type(params.dtype) &&
+          inverse_count.numel() == num_rows && inverse_count.is_contiguous(),
+      "inverse_count does not fit x");
+  params.source_scale = inverse_count.const_data_ptr();
+  Tensor grad_x = make(x, {source.size(0), params.width}, x.scalar_type());
+  params.out = grad_x.mutable_data_ptr();
+  run_aggregate(params);
+  zero_rows_from(grad_x, params.order.num_rows);
+
+  RelationMeanBackwardParams rows;
+  rows.order = row_order(graph, row_mask);
+  rows.slots = slots(graph);
+  rows.dtype = params.dtype;
+  rows.width = params.width;
+  rows.x = matrix(source);
+  rows.grad_out = matrix(g);
+  rows.inverse_count = params.source_scale;
+  Tensor slot_grad = torch::stable::new_zeros(
+      x, {rows.slots.num_slots, rows.width}, accumulate_type(params.dtype));
+  Tensor grad_relation = make(x, {r.size(0), rows.width}, x.scalar_type());
+  rows.slot_grad = slot_grad.mutable_data_ptr();
+  rows.grad_relation = grad_relation.mutable_data_ptr();
+  parallel_parts(rows.order.num_parts, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(relation_grad_parts, rows, begin, end);
+  });
+  parallel_parts(rows.slots.num_relations, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(relation_mean_reduce, rows, begin, end);
+  });
+  zero_rows_from(grad_relation, rows.slots.num_relations);
+  return {grad_x, grad_relation};
+}
+
+}  // namespace
+}  // namespace kgrec::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CPU, m) {
+  m.impl("relation_mean", TORCH_BOX(&kgrec::cpu::relation_mean));
+  m.impl("relation_mean_backward", TORCH_BOX(&kgrec::cpu::relation_mean_backward));
+}

@@ -35,7 +35,7 @@ class GraphShape:
         num_edges, num_nodes, num_relations: sizes; every relation id lies below num_relations.
         max_degree: largest degree, met exactly.
         active_nodes: nodes with an edge of their own; the others are tails only.
-        active_median: median degree among them, met to within one.
+        active_median: median degree among them, met to within one where num_edges allows it.
         edges_per_run: edges a run of equal (head, relation), on average.
         least_degree: smallest degree of an active node.
         relation_skew: the first relation of a node is r with weight (r + 1) ** -skew.

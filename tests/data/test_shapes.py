@@ -69,6 +69,17 @@ def test_scaled(name: str, scale: float) -> None:
         assert found["median_degree"] == pytest.approx(whole.active_median, abs=1)
 
 
+@pytest.mark.parametrize("edges", [2000, 2100, 2400, 3000, 3003, 3010, 5000])
+@pytest.mark.parametrize("middle", [3, 3.5])
+def test_sizes_are_exact(edges: int, middle: float) -> None:
+    """Whatever is left over by rounding the degrees, too many or too few."""
+    found = measure(generate(GraphShape(edges, 600, 9, 200, 500, middle, 2.0)))
+    assert found["edges"] == edges
+    assert found["max_degree"] == 200
+    assert found["nodes_without_edges"] == 100
+    assert found["runs"] == pytest.approx(edges / 2, rel=0.03)
+
+
 def test_product_keeps_its_hub() -> None:
     found = measure(shaped_graph("product", 0.005))
     assert found["max_degree"] == 5_000

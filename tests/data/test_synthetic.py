@@ -41,12 +41,16 @@ def test_counts_tell_nothing(options: dict, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_numbers_tell_nothing(seed: int) -> None:
-    """With many relations, neither their ids nor those of entities nor the order of edges do."""
+    """With many relations, neither ids (nor whether they are odd) nor the order of edges do."""
     data = planted_rationales(50, 200, 150, attributes=5, seed=seed, interactions=(3, 5))
     truth = data.truth.numpy()
-    for score in (data.edge_index[1], data.edge_type, torch.arange(data.n_edges)):
+    tail, kind = data.edge_index[1] - data.n_items, data.edge_type
+    for score in (tail, kind, kind % 2, torch.div(tail, 5, rounding_mode="floor") % 2):
         # 300 relations: the standard error of an AUC over them is 0.033.
         assert abs(auc(score.numpy(), truth) - 0.5) < 0.1
+    assert abs(auc(np.arange(data.n_edges), truth) - 0.5) < 0.01
+    assert abs((truth[1:] == truth[:-1]).mean() - 0.5) < 0.01
+    assert tail.min() == 0
 
 
 def test_twins_match_exactly() -> None:

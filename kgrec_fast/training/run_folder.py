@@ -136,8 +136,11 @@ class RunFolder:
         if evaluated:
             best = max(evaluated, key=lambda record: record["valid"][best_by])["epoch"]
             right.axvline(best, color="black", linestyle=":", label=f"best: epoch {best}")
-            right.legend(fontsize="small")
+            figure.legend(loc="outside right upper", fontsize="small")
+        else:
+            right.text(0.5, 0.5, "no evaluation yet", ha="center", transform=right.transAxes)
         right.set(title="validation", xlabel="epoch")
         for axes in (left, right):
             axes.grid(alpha=0.3)
+            axes.xaxis.get_major_locator().set_params(integer=True)
         write_atomically(self.curves_file, lambda path: figure.savefig(path, format="png", dpi=110))

@@ -32,4 +32,23 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "edge_dot(Tensor row_side, Tensor col_side, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask) -> Tensor");
+
+  m.def("segment_sum(Tensor src, Tensor ptr) -> Tensor");
+  m.def("segment_mean(Tensor src, Tensor ptr) -> Tensor");
+  m.def("segment_spread(Tensor per_segment, Tensor ptr, int rows, bool mean) -> Tensor");
+  m.def("segment_softmax(Tensor src, Tensor ptr) -> Tensor");
+  m.def("segment_softmax_backward(Tensor grad_out, Tensor out, Tensor ptr) -> Tensor");
+
+  m.def("scatter_sum(Tensor src, Tensor index, int size) -> Tensor");
+  m.def("scatter_softmax(Tensor src, Tensor index, int size) -> Tensor");
+  m.def("scatter_softmax_backward(Tensor grad_out, Tensor out, Tensor index, int size) -> Tensor");
+
+  m.def(
+      "dropout_normalize_add(Tensor x, Tensor residual, Tensor? rng, float p, int stream) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "dropout_normalize_add_backward(Tensor? grad_y, Tensor? grad_out, Tensor y, Tensor norm, "
+      "Tensor? rng, float p, int stream) -> Tensor");
+
+  m.def("random_bits(Tensor rng, int stream, int n) -> Tensor");
 }

@@ -37,8 +37,8 @@ class Stream(IntEnum):
     ITEM_MESSAGE = 0x0200
 
 
-def check_rng(rng: Tensor | None, device: torch.device) -> Tensor:
-    """Returns `rng` where it is an int64[2] tensor on `device`.
+def check_rng(rng: Tensor | None, device: torch.device | None = None) -> Tensor:
+    """Returns `rng` where it is an int64[2] tensor, on `device` where one is given.
 
     Raises:
         TypeError: `rng` is not an int64 tensor.
@@ -49,7 +49,7 @@ def check_rng(rng: Tensor | None, device: torch.device) -> Tensor:
         raise TypeError(f"rng is {found}, expected an int64 tensor (seed, step)")
     if rng.shape != (2,):
         raise ValueError(f"rng has shape {list(rng.shape)}, expected [2]: (seed, step)")
-    if rng.device != device:
+    if device is not None and rng.device != device:
         raise ValueError(f"rng is on {rng.device}, expected {device}, the device of the data")
     return rng
 
@@ -94,12 +94,12 @@ def philox4x32(
 
 def random_bits_reference(rng: Tensor, stream: int, n: int) -> Tensor:
     """See `random_bits`."""
-    device = check_rng(rng, rng.device).device
+    check_rng(rng)
     stream = check_stream(stream)
     if n < 0:
         raise ValueError(f"n is {n}, expected a count >= 0")
     seed, step = rng[0], rng[1]
-    block = torch.arange((n + 3) // 4, device=device)
+    block = torch.arange((n + 3) // 4, device=rng.device)
     counter = (
         block & _WORD,
         block >> 32,

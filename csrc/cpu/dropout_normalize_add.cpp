@@ -1,0 +1,98 @@
+#include "cpu/dropout_normalize_add.h"
+
+#include <tuple>
+
+#include "cpu/binding.h"
+#include "cpu/dispatch.h"
+
+#define KGREC_KERNELS "cpu/dropout_normalize_add_kernels.h"
+#include "cpu/foreach_isa.h"
+
+namespace kgrec::cpu {
+namespace {
+
+Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
+  STD_TORCH_CHECK(p >= 0 && p < 1, "p is ", p, ", expected 0 <= p < 1");
+  Dropout dropout;
+  if (rng) {
+    const int64_t* seed_step = flat<int64_t>(*rng, "rng", 2);
+    dropout.active = true;
+    dropout.draw = philox_draw(seed_step[0], seed_step[1], stream);
+    dropout.threshold = drop_threshold(p);
+    dropout.scale = 1.0 / (1.0 - p);
+  }
+  return dropout;
+}
+
+template <class F>
+void parallel_rows(int64_t rows, int64_t width, const F& f) {
+  constexpr int64_t kGrainElements = 1 << 14;
+  if (rows > 0) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(width, 1));
+    torch::stable::parallel_for(0, rows, grain, f);
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
+    const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rng, double p,
+    int64_t stream) {
+  DropoutNormalizeAddParams params;
+  params.dtype = dtype_of(x, "x");
+  params.dropout = dropout_of(rng, p, stream);
+  const Tensor left = operand(x, "x", 0, x);
+  const int64_t rows = left.size(0), width = left.size(1);
+  const Tensor right = operand(residual, "residual", rows, left);
+  params.width = width;
+  params.x = matrix(left);
+  params.residual = matrix(right);
+  Tensor y = make(x, {rows, width}, x.scalar_type());
+  Tensor out = make(x, {rows, width}, x.scalar_type());
+  Tensor norm = make(x, {rows}, accumulate_type(params.dtype));
+  params.y = y.mutable_data_ptr();
+  params.out = out.mutable_data_ptr();
+  params.norm = norm.mutable_data_ptr();
+  parallel_rows(rows, width, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(dropout_normalize_add_rows, params, begin, end);
+  });
+  return {y, out, norm};
+}
+
+Tensor dropout_normalize_add_backward(
+    const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_out, const Tensor& y,
+    const Tensor& norm, const std::optional<Tensor>& rng, double p, int64_t stream) {
+  DropoutNormalizeAddBackwardParams params;
+  params.dtype = dtype_of(y, "y");
+  params.dropout = dropout_of(rng, p, stream);
+  const Tensor rows_y = operand(y, "y", 0, y);
+  const int64_t rows = y.size(0), width = y.size(1);
+  params.width = width;
+  params.y = matrix(rows_y);
+  std::optional<Tensor> first, second;
+  if (grad_y) {
+    first = operand(*grad_y, "grad_y", rows, y);
+    params.grad_y = matrix(*first);
+  }
+  if (grad_out) {
+    second = operand(*grad_out, "grad_out", rows, y);
+    params.grad_out = matrix(*second);
+  }
+  STD_TORCH_CHECK(
+      norm.scalar_type() == accumulate_type(params.dtype) && norm.is_contiguous() &&
+          norm.numel() == rows,
+      "norm is expected as the forward pass made it");
+  params.norm = norm.const_data_ptr();
+  Tensor grad_x = make(y, {rows, width}, y.scalar_type());
+  params.grad_x = grad_x.mutable_data_ptr();
+  parallel_rows(rows, width, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(dropout_normalize_add_backward_rows, params, begin, end);
+  });
+  return grad_x;
+}
+
+}  // namespace
+}  // namespace kgrec::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CPU, m) {
+  m.impl("dropout_normalize_add", TORCH_BOX(&kgrec::cpu::dropout_normalize_add));
+  m.impl("dropout_normalize_add_backward", TORCH_BOX(&kgrec::cpu::dropout_normalize_add_backward));
+}

@@ -1,0 +1,180 @@
+// Dropout, normalisation and residual of rows, compiled once for every instruction set.
+
+namespace {
+#include "cpu/philox_kernels.h"
+
+constexpr double kNormEps = 1e-12;
+constexpr int64_t kTileElements = 1024;  // whose random words are drawn at once
+
+typedef uint32_t HalfU32 __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));
+
+// v where the element's word says so, 0 elsewhere: a dropped infinity or NaN is gone.
+template <class A>
+KGREC_INLINE Vec<A> keep(Vec<A> v, const uint32_t* words, uint32_t threshold) {
+  if constexpr (sizeof(A) == 4) {
+    U32 word;
+    std::memcpy(&word, words, sizeof(word));
+    return (word >> (32 - kUniformBits)) >= threshold ? v : Vec<A>{};
+  } else {
+    HalfU32 word;
+    std::memcpy(&word, words, sizeof(word));
+    const I64 wide = __builtin_convertvector(word >> (32 - kUniformBits), I64);
+    return wide >= int64_t(threshold) ? v : Vec<A>{};
+  }
+}
+
+// v as it reads back once stored.
+template <class T>
+KGREC_INLINE Vec<acc_t<T>> rounded(Vec<acc_t<T>> v) {
+  if constexpr (sizeof(T) == 2) {
+    return widen(T{}, narrow(T{}, v));
+  } else {
+    return v;
+  }
+}
+
+// f(row, words) for every row; words are those of its elements, null without dropout.
+template <class F>
+KGREC_INLINE void for_rows(
+    const Dropout& dropout, int64_t width, int64_t begin, int64_t end, F&& f) {
+  const int64_t tile = std::max<int64_t>(1, kTileElements / std::max<int64_t>(width, 1));
+  PhiloxWords words(dropout.active ? tile * width : 0);
+  for (int64_t first = begin; first < end; first += tile) {
+    const int64_t last = std::min(first + tile, end);
+    const uint32_t* word =
+        dropout.active ? words.fill(dropout.draw, first * width, last * width) : nullptr;
+    for (int64_t row = first; row < last; ++row) {
+      f(row, dropout.active ? word + (row - first) * width : nullptr);
+    }
+  }
+}
+
+template <class T, class S>
+void forward_rows(
+    const DropoutNormalizeAddParams& p, const S& shape, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  constexpr int W = Simd<A>::W;
+  const V scale = splat(A(p.dropout.scale));
+  Scratch<S> scratch(shape, 1);
+  for_rows(p.dropout, p.width, begin, end, [&](int64_t row, const uint32_t* words) {
+    const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
+    const T* residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
+    V* memory = scratch.memory;
+    typename S::Row message(shape, memory);
+    V squares{};
+    for (int i = 0; i < shape.vectors; ++i) {
+      V m = shape.get(x, i);
+      if (words != nullptr) {
+        m = keep<A>(m * scale, words + i * W, p.dropout.threshold);
+      }
+      message.v[i] = m;
+      squares += m * m;
+    }
+    const A eps = A(kNormEps);
+    A norm = std::sqrt(hsum<A>(squares));
+    norm = norm < eps ? eps : norm;
+    const V inverse = splat(A(1) / norm);
+    if (norm == eps) {
+      // A square can vanish where its root does not: zero means that every element is zero.
+      bool zero = true;
+      for (int i = 0; i < shape.vectors; ++i) {
+        A lane[W];
+        std::memcpy(lane, &message.v[i], sizeof(lane));
+        zero = zero && std::all_of(lane, lane + W, [](A a) { return a == 0; });
+      }
+      norm = zero ? A(0) : norm;
+    }
+    static_cast<A*>(p.norm)[row] = norm;
+    T* y = static_cast<T*>(p.y) + row * p.width;
+    T* out = static_cast<T*>(p.out) + row * p.width;
+    for (int i = 0; i < shape.vectors; ++i) {
+      const V v = rounded<T>(message.v[i] * inverse);
+      shape.put(y, i, v);
+      shape.put(out, i, shape.get(residual, i) + v);
+    }
+  });
+}
+
+// With g the sum of both gradients: scale / norm * (g - y (g . y)) where the element was kept.
+template <class T, class S>
+void backward_rows(
+    const DropoutNormalizeAddBackwardParams& p, const S& shape, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  using V = Vec<A>;
+  constexpr int W = Simd<A>::W;
+  Scratch<S> scratch(shape, 1);
+  for_rows(p.dropout, p.width, begin, end, [&](int64_t row, const uint32_t* words) {
+    const T* grad_y = static_cast<const T*>(p.grad_y.data);
+    const T* grad_out = static_cast<const T*>(p.grad_out.data);
+    grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
+    grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
+    const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
+    T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
+    const A norm = static_cast<const A*>(p.norm)[row];
+    if (norm == 0) {
+      std::fill(grad_x, grad_x + p.width, T{});
+      return;
+    }
+    V* memory = scratch.memory;
+    typename S::Row grad(shape, memory);
+    V products{};
+    for (int i = 0; i < shape.vectors; ++i) {
+      V g{};
+      if (grad_y != nullptr) {
+        g += shape.get(grad_y, i);
+      }
+      if (grad_out != nullptr) {
+        g += shape.get(grad_out, i);
+      }
+      grad.v[i] = g;
+      products += g * shape.get(y, i);
+    }
+    // Below eps the norm was replaced by a constant.
+    const V along = splat(norm == A(kNormEps) ? A(0) : hsum<A>(products));
+    const V scale = splat(A(p.dropout.scale) / norm);
+    for (int i = 0; i < shape.vectors; ++i) {
+      V g = (grad.v[i] - shape.get(y, i) * along) * scale;
+      if (words != nullptr) {
+        g = keep<A>(g, words + i * W, p.dropout.threshold);
+      }
+      shape.put(grad_x, i, g);
+    }
+  });
+}
+
+// f(shape) with the number of vectors in a row known when compiled, for the usual widths.
+template <class T, class F>
+KGREC_INLINE void for_width(int64_t width, F&& f) {
+  constexpr int W = Simd<acc_t<T>>::W;
+  switch (width % W == 0 ? width / W : 0) {
+    case 2:
+      return f(FixedShape<T, 1, 2>(width, 1));
+    case 4:
+      return f(FixedShape<T, 1, 4>(width, 1));
+    case 8:
+      return f(FixedShape<T, 1, 8>(width, 1));
+    case 16:
+      return f(FixedShape<T, 1, 16>(width, 1));
+    default:
+      return f(AnyShape<T>(width, 1));
+  }
+}
+
+}  // namespace
+
+void dropout_normalize_add_rows(
+    const DropoutNormalizeAddParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    for_width<T>(p.width, [&](const auto& shape) { forward_rows<T>(p, shape, begin, end); });
+  });
+}
+
+void dropout_normalize_add_backward_rows(
+    const DropoutNormalizeAddBackwardParams& p, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    for_width<T>(p.width, [&](const auto& shape) { backward_rows<T>(p, shape, begin, end); });
+  });
+}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from kgrec_fast import _library
+from kgrec_fast.ops import _common
 from kgrec_fast.ops.random import check_rng, check_stream, keep_mask_reference
 
 EPS = 1e-12
 """Norms below it are replaced by it, as `torch.nn.functional.normalize` does."""
-
-_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check(
@@ -18,7 +20,7 @@ def _check(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Validates; returns x and residual in one dtype, and rng or None where nothing is dropped."""
     for name, tensor in (("x", x), ("residual", residual)):
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _FLOATS:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _common.FLOAT_TYPES:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{name} is {found}, expected a floating-point tensor")
     if x.dim() != 2:
@@ -45,7 +47,7 @@ def dropout_normalize_add_reference(
     stream: int = 0,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """See `dropout_normalize_add`."""
+    """`dropout_normalize_add` in plain PyTorch."""
     x, residual, rng = _check(x, residual, p, rng, stream, training)
     message = x if x.dtype == torch.float64 else x.float()
     if rng is not None:
@@ -93,4 +95,46 @@ def dropout_normalize_add(
         TypeError: x or residual is not floating point, or rng is not an int64 tensor.
         ValueError: a shape, a device, p or stream is not as described.
     """
-    return dropout_normalize_add_reference(x, residual, p, rng, stream, training)
+    x, residual, rng = _check(x, residual, p, rng, stream, training)
+    if not _common.runs_native(x.device):
+        return dropout_normalize_add_reference(x, residual, p, rng, stream, rng is not None)
+    if rng is not None:
+        rng = rng.contiguous()
+    y, out, _ = torch.ops.kgrec_fast.dropout_normalize_add(x, residual, rng, p, stream)
+    return y, out
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, _, rng, ctx.p, ctx.stream = inputs
+    y, _, norm = output
+    ctx.mark_non_differentiable(norm)
+    # The next hop reads y and the model's result is the residual: often only one has a gradient.
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(y, norm, rng)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None) -> tuple:
+    y, norm, rng = ctx.saved_tensors
+    grad_x = None
+    if ctx.needs_input_grad[0] and not (grad_y is None and grad_out is None):
+        grad_x = torch.ops.kgrec_fast.dropout_normalize_add_backward(
+            grad_y, grad_out, y, norm, rng, ctx.p, ctx.stream
+        )
+    return grad_x, grad_out, None, None, None
+
+
+if _library.CPU.loaded:
+
+    @torch.library.register_fake("kgrec_fast::dropout_normalize_add")
+    def _(x: Tensor, residual: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+        norm = x.new_empty(x.size(0), dtype=_common.accumulate_dtype(x.dtype))
+        return x.new_empty(x.shape), x.new_empty(x.shape), norm
+
+    @torch.library.register_fake("kgrec_fast::dropout_normalize_add_backward")
+    def _(grad_y: Tensor | None, grad_out: Tensor | None, y: Tensor, *_: Any) -> Tensor:
+        return y.new_empty(y.shape)
+
+    torch.library.register_autograd(
+        "kgrec_fast::dropout_normalize_add", _backward, setup_context=_setup_context
+    )
+    _common.register_no_grad("dropout_normalize_add_backward")

@@ -18,6 +18,9 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from kgrec_fast import _library
+from kgrec_fast.ops import _common
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -92,12 +95,16 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def random_bits_reference(rng: Tensor, stream: int, n: int) -> Tensor:
-    """See `random_bits`."""
-    check_rng(rng)
-    stream = check_stream(stream)
+def _check_count(n: int) -> int:
     if n < 0:
         raise ValueError(f"n is {n}, expected a count >= 0")
+    return n
+
+
+def random_bits_reference(rng: Tensor, stream: int, n: int) -> Tensor:
+    """`random_bits` in plain PyTorch."""
+    check_rng(rng)
+    stream, n = check_stream(stream), _check_count(n)
     seed, step = rng[0], rng[1]
     block = torch.arange((n + 3) // 4, device=rng.device)
     counter = (
@@ -124,7 +131,10 @@ def random_bits(rng: Tensor, stream: int, n: int) -> Tensor:
     Raises:
         TypeError, ValueError: `rng`, `stream` or `n` is not as described.
     """
-    return random_bits_reference(rng, stream, n)
+    check_rng(rng)
+    if not _common.runs_native(rng.device):
+        return random_bits_reference(rng, stream, n)
+    return torch.ops.kgrec_fast.random_bits(rng.contiguous(), check_stream(stream), _check_count(n))
 
 
 def uniform(rng: Tensor, stream: int, n: int) -> Tensor:
@@ -149,3 +159,10 @@ def keep_mask_reference(rng: Tensor, stream: int, p: float, shape: torch.Size) -
     """
     draws = random_bits_reference(rng, stream, shape.numel()) >> (32 - UNIFORM_BITS)
     return (draws >= drop_threshold(p)).view(shape)
+
+
+if _library.CPU.loaded:
+
+    @torch.library.register_fake("kgrec_fast::random_bits")
+    def _(rng: Tensor, stream: int, n: int) -> Tensor:
+        return rng.new_empty(n)

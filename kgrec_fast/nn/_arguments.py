@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kgrec_fast.graph import (
-    EdgeMask,
-    InteractionGraph,
-    RelGraph,
-    as_interaction_graph,
-    as_rel_graph,
-)
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.graph_cache import as_interaction_graph, as_rel_graph
 
 Mask = EdgeMask | Tensor | None
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from kgrec_fast import ops
-from kgrec_fast.graph import InteractionGraph, RelGraph, as_interaction_graph
+from kgrec_fast.graph import InteractionGraph, RelGraph
+from kgrec_fast.graph_cache import as_interaction_graph
 from kgrec_fast.nn._arguments import (
     Mask,
     check_embedding,

@@ -10,6 +10,7 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
   using A = typename S::A;
   using V = typename S::V;
   constexpr int64_t kAhead = 12;
+  constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
   const OrderView& order = p.order;
   const T* x = static_cast<const T*>(p.x.data);
   const T* relation = static_cast<const T*>(p.relation.data);
@@ -21,14 +22,23 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
     V* memory = scratch.memory;
     typename S::Row sum(shape, memory), run(shape, memory);
     int64_t count = 0;
-    const auto end_run = [&](int64_t e) {
-      const T* r = relation + order.rel[e] * p.relation.stride;
-      for (int i = 0; i < shape.vectors; ++i) {
-        sum.v[i] += run.v[i] * shape.get(r, i);
-        run.v[i] = V{};
-      }
-    };
     int64_t previous = -1;
+    int in_run = 0;
+    const auto end_run = [&] {
+      if (relation != nullptr) {
+        const T* r = relation + order.rel[previous] * p.relation.stride;
+        for (int i = 0; i < shape.vectors; ++i) {
+          sum.v[i] += run.v[i] * shape.get(r, i);
+          run.v[i] = V{};
+        }
+      } else {
+        for (int i = 0; i < shape.vectors; ++i) {
+          sum.v[i] += run.v[i];
+          run.v[i] = V{};
+        }
+      }
+      in_run = 0;
+    };
     for (int64_t e = begin; e < end; ++e) {
       const int64_t ahead = std::min(e + kAhead, last_edge);
       if (order.mask == nullptr || order.mask[ahead] != 0) {
@@ -37,10 +47,12 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
       if (order.mask != nullptr && order.mask[e] == 0) {
         continue;
       }
-      if (relation != nullptr && previous >= 0 && order.rel[e] != order.rel[previous]) {
-        end_run(previous);
+      if (in_run == kLongestRun ||
+          (relation != nullptr && in_run > 0 && order.rel[e] != order.rel[previous])) {
+        end_run();
       }
       previous = e;
+      ++in_run;
       ++count;
       A w = 1;
       if (weight != nullptr) {
@@ -54,12 +66,8 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
         run.v[i] += splat(w) * shape.get(row_x, i);
       }
     }
-    if (relation == nullptr) {
-      for (int i = 0; i < shape.vectors; ++i) {
-        sum.v[i] = run.v[i];
-      }
-    } else if (previous >= 0) {
-      end_run(previous);
+    if (in_run > 0) {
+      end_run();
     }
     if (piece >= 0) {
       A* partial = static_cast<A*>(p.partial) + piece * p.width;

@@ -75,13 +75,14 @@ KGREC_INLINE RowSoftmax<A> look_at(const RationaleParams& p, int64_t begin, int6
     softmax.degree += kept;
     softmax.top = kept ? std::max(logits[e], softmax.top) : softmax.top;
   }
+  Vec<A> total{};
   for_vectors(logits, begin, end, [&](int64_t, Vec<A> logit, int n) {
     A lane[Simd<A>::W];
     store(lane, vexp(logit - splat(softmax.top)));
-    for (int i = 0; i < n; ++i) {
-      softmax.total += lane[i];
-    }
+    std::fill(lane + n, lane + Simd<A>::W, A(0));
+    total += load(lane);
   });
+  softmax.total = hsum<A>(total);
   return softmax;
 }
 

@@ -8,6 +8,7 @@
 namespace {
 
 constexpr int64_t kAhead = 10;
+constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
 
 // Unmasked edges of a row, counted up to two.
 KGREC_INLINE int count_to_two(const OrderView& order, int64_t row) {
@@ -212,6 +213,7 @@ void column_part(
     typename S::Row grad_value(shape, memory), grad_query(shape, memory);
     typename S::Row values(shape, memory), queries(shape, memory);
     int32_t relation_id = -1;
+    int in_run = 0;
     const auto end_run = [&] {
       const T* r = relation + relation_id * p.relation.stride;
       for (int i = 0; i < shape.vectors; ++i) {
@@ -220,6 +222,7 @@ void column_part(
         grad_query.v[i] += queries.v[i] * factor;
         values.v[i] = queries.v[i] = V{};
       }
+      in_run = 0;
     };
     for (int64_t e = begin; e < end; ++e) {
       const int64_t ahead = std::min(e + kAhead, order.num_edges - 1);
@@ -232,12 +235,11 @@ void column_part(
       if (order.mask != nullptr && order.mask[e] == 0) {
         continue;
       }
-      if (order.rel[e] != relation_id) {
-        if (relation_id >= 0) {
-          end_run();
-        }
-        relation_id = order.rel[e];
+      if (in_run == kLongestRun || (in_run > 0 && order.rel[e] != relation_id)) {
+        end_run();
       }
+      relation_id = order.rel[e];
+      ++in_run;
       const int64_t head = order.idx[e];
       const T* head_query = query + head * p.query.stride;
       const A* head_grad = grad_out + head * p.grad_out.stride;
@@ -250,7 +252,7 @@ void column_part(
         }
       }
     }
-    if (relation_id >= 0) {
+    if (in_run > 0) {
       end_run();
     }
     if (piece >= 0) {

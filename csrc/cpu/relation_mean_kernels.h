@@ -12,6 +12,7 @@ void relation_grad_part(
   using T = typename S::Element;
   using A = typename S::A;
   constexpr int64_t kAhead = 12;
+  constexpr int64_t kLongestRun = 64;  // sums of sums lose less than one long sum
   const OrderView& order = p.order;
   const T* x = static_cast<const T*>(p.x.data);
   const A* inverse_count = static_cast<const A*>(p.inverse_count);
@@ -21,7 +22,8 @@ void relation_grad_part(
       typename S::V* memory = scratch.memory;
       typename S::Row run(shape, memory);
       const int64_t first = e;
-      for (; e < end && order.rel[e] == order.rel[first]; ++e) {
+      const int64_t longest = std::min(end, first + kLongestRun);
+      for (; e < longest && order.rel[e] == order.rel[first]; ++e) {
         const int64_t ahead = std::min(e + kAhead, order.num_edges - 1);
         if (order.mask == nullptr || order.mask[ahead] != 0) {
           prefetch_row(x + order.idx[ahead] * p.x.stride, p.width * sizeof(T));

@@ -41,14 +41,15 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Casts floating tensors to autocast's dtype where autocast is on for their device."""
-    device_type = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device_type):
-        return tensors
+def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Casts floating tensors to autocast's dtype where autocast is on; leaves the rest to checks."""
+    tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
+    if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
+        return operands
+    device_type = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        return tuple(None if t is None else t.to(dtype) for t in tensors)
+        return tuple(x.to(dtype) if any(x is t for t in tensors) else x for x in operands)
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

@@ -1,13 +1,19 @@
 """Reductions and softmax over rows in arbitrary index order, as torch_scatter and PyG define them.
 
-Every cell of the result adds its elements in their order in `src`, whatever the number of threads.
+Nothing is sorted and nothing added atomically: threads share the cells of the result, and each cell
+adds its elements in their order in `src`. Where the index is found sorted, the segment ops serve.
 """
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from kgrec_fast import _library
+from kgrec_fast.ops import _common
 from kgrec_fast.ops.segment import (
     FLOATS,
     INTEGERS,
@@ -99,6 +105,28 @@ def _sum_reference(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
     return zeros.scatter_add(dim, index.expand_as(src), widened(src)).to(src.dtype)
 
 
+def _sum(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
+    """Natively where it can be; integers, exact in any order, take torch's own kernel."""
+    if src.dtype in INTEGERS or src.numel() == 0 or not _common.runs_native(src.device):
+        return _sum_reference(src, index, dim, size)
+    # The op knows [batches, rows, width] and one index a row. An index of more dimensions numbers
+    # the rows of the result through, up to its own last dimension.
+    last = max(d for d, n in enumerate(index.shape) if n != 1 or d == dim)
+    rows = index.reshape(index.shape[: last + 1]).expand(src.shape[: last + 1])
+    shape = [*src.shape[:dim], size, *src.shape[dim + 1 :]]
+    if index.numel() == index.size(dim):
+        rows, groups = index.flatten().expand(src.size(dim)), size
+        views = (math.prod(src.shape[:dim]), src.size(dim), math.prod(src.shape[dim + 1 :]))
+    else:
+        groups, number = math.prod(shape[: last + 1]), torch.zeros_like(rows)
+        for d in range(last + 1):
+            place = torch.arange(shape[d], device=src.device).view(-1, *[1] * (last - d))
+            number = number * shape[d] + (rows if d == dim else place)
+        rows = number.flatten()
+        views = (1, rows.numel(), math.prod(src.shape[last + 1 :]))
+    return torch.ops.kgrec_fast.scatter_sum(src.reshape(views), rows, groups).view(shape)
+
+
 def _accumulate(out: Tensor, total: Tensor) -> Tensor:
     """Adds total to the leading part of out: out may be larger, as in Tensor.scatter_add_."""
     part = out
@@ -146,7 +174,7 @@ def scatter_sum_reference(
     out: Tensor | None = None,
     dim_size: int | None = None,
 ) -> Tensor:
-    """See `scatter_sum`."""
+    """`scatter_sum` in plain PyTorch."""
     index, dim, size = _check(src, index, dim, out, dim_size)
     total = _sum_reference(src, index, dim, size)
     return total if out is None else _accumulate(out, total)
@@ -159,7 +187,7 @@ def scatter_mean_reference(
     out: Tensor | None = None,
     dim_size: int | None = None,
 ) -> Tensor:
-    """See `scatter_mean`."""
+    """`scatter_mean` in plain PyTorch."""
     index, dim, size = _check(src, index, dim, out, dim_size)
     _check_mean_out(index, dim, out)
     total = _sum_reference(widened(src), index, dim, size)
@@ -193,7 +221,7 @@ def scatter_softmax_reference(
     num_nodes: int | None = None,
     dim: int = 0,
 ) -> Tensor:
-    """See `scatter_softmax`."""
+    """`scatter_softmax` in plain PyTorch."""
     if ptr is not None:
         check_src(src, FLOATS)
         dim = _check_dim(dim, src)
@@ -230,7 +258,9 @@ def scatter_sum(
         ValueError: a shape or device is not as described, or an index is out of range (the message
             names the first such position).
     """
-    return scatter_sum_reference(src, index, dim, out, dim_size)
+    index, dim, size = _check(src, index, dim, out, dim_size)
+    total = _sum(src, index, dim, size)
+    return total if out is None else _accumulate(out, total)
 
 
 def scatter_mean(
@@ -245,7 +275,12 @@ def scatter_mean(
     Integers are rounded down. With `out` the sums are added into it first, and the whole is divided
     by how often src names each cell. Arguments, result and errors as in `scatter_sum`.
     """
-    return scatter_mean_reference(src, index, dim, out, dim_size)
+    index, dim, size = _check(src, index, dim, out, dim_size)
+    _check_mean_out(index, dim, out)
+    total = _sum(widened(src), index, dim, size)
+    if out is not None:
+        total = _accumulate(out, total)
+    return _divide_(total, index, dim).to(src.dtype)
 
 
 def scatter_softmax(
@@ -279,4 +314,52 @@ def scatter_softmax(
         check_src(src, FLOATS)
         dim = _check_dim(dim, src)
         return segment_softmax(src.movedim(dim, 0), ptr).movedim(0, dim)
-    return scatter_softmax_reference(src, index, None, num_nodes, dim)
+    index, num_nodes, dim = _check_softmax(src, index, num_nodes, dim)
+    if src.numel() == 0 or not _common.runs_native(src.device):
+        return scatter_softmax_reference(src, index, None, num_nodes, dim)
+    rows = src.movedim(dim, 0)
+    out = torch.ops.kgrec_fast.scatter_softmax(rows.reshape(rows.size(0), -1), index, num_nodes)
+    return out.view(rows.shape).movedim(0, dim)
+
+
+def _sum_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
+    (index,) = ctx.saved_tensors
+    return grad.index_select(1, index), None, None
+
+
+def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, index, ctx.size = inputs
+    ctx.save_for_backward(output, index)
+
+
+def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
+    out, index = ctx.saved_tensors
+    grad_src = torch.ops.kgrec_fast.scatter_softmax_backward(grad, out, index, ctx.size)
+    return grad_src, None, None
+
+
+if _library.CPU.loaded:
+
+    @torch.library.register_fake("kgrec_fast::scatter_sum")
+    def _(src: Tensor, index: Tensor, size: int) -> Tensor:
+        return src.new_empty(src.size(0), size, src.size(2))
+
+    @torch.library.register_fake("kgrec_fast::scatter_softmax")
+    def _(src: Tensor, index: Tensor, size: int) -> Tensor:
+        return src.new_empty(src.shape)
+
+    @torch.library.register_fake("kgrec_fast::scatter_softmax_backward")
+    def _(grad_out: Tensor, out: Tensor, index: Tensor, size: int) -> Tensor:
+        return out.new_empty(out.shape)
+
+    torch.library.register_autograd(
+        "kgrec_fast::scatter_sum", _sum_backward, setup_context=_sum_setup
+    )
+    torch.library.register_autograd(
+        "kgrec_fast::scatter_softmax", _softmax_backward, setup_context=_softmax_setup
+    )
+    _common.register_no_grad("scatter_softmax_backward")

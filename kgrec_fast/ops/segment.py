@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from kgrec_fast import _library
+from kgrec_fast.ops import _common
+
+FLOATS = _common.FLOAT_TYPES
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 HALVES = (torch.bfloat16, torch.float16)
 SOFTMAX_EPS = 1e-16
@@ -68,7 +73,7 @@ def _per_row(per_segment: Tensor, src: Tensor) -> Tensor:
 
 
 def segment_sum_reference(src: Tensor, ptr: Tensor) -> Tensor:
-    """See `segment_sum`."""
+    """`segment_sum` in plain PyTorch."""
     check_src(src, FLOATS + INTEGERS)
     check_ptr(ptr, src.size(0), src.device)
     zeros = widened(src.new_zeros(ptr.numel() - 1, *src.shape[1:]))
@@ -76,7 +81,7 @@ def segment_sum_reference(src: Tensor, ptr: Tensor) -> Tensor:
 
 
 def segment_mean_reference(src: Tensor, ptr: Tensor) -> Tensor:
-    """See `segment_mean`."""
+    """`segment_mean` in plain PyTorch."""
     total = segment_sum_reference(widened(src) if isinstance(src, Tensor) else src, ptr)
     count = _per_row(ptr.diff().clamp_min(1), src)
     if src.is_floating_point():
@@ -85,7 +90,7 @@ def segment_mean_reference(src: Tensor, ptr: Tensor) -> Tensor:
 
 
 def segment_softmax_reference(src: Tensor, ptr: Tensor) -> Tensor:
-    """See `segment_softmax`."""
+    """`segment_softmax` in plain PyTorch."""
     check_src(src, FLOATS)
     check_ptr(ptr, src.size(0), src.device)
     segment = _segment_of_rows(ptr, src.size(0))
@@ -105,7 +110,9 @@ def softmax_by_index(src: Tensor, index: Tensor, num_nodes: int) -> Tensor:
 def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
     """Sum of the rows of every segment; 0 for empty segments.
 
-    Half types accumulate in float32. Bitwise repeatable, whatever the number of threads. O(E * F).
+    Half types accumulate in float32. Bitwise repeatable, whatever the number of threads: segments
+    of more than 4,096 rows are cut there. Integers, exact in any order, take torch's own kernels.
+    O(E * F).
 
     Args:
         src: [E, *], float32, float64, bfloat16, float16 or an integer type.
@@ -118,7 +125,11 @@ def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
         TypeError: src or ptr has another dtype.
         ValueError: src has no dimension, or ptr is not as described.
     """
-    return segment_sum_reference(src, ptr)
+    check_src(src, FLOATS + INTEGERS)
+    check_ptr(ptr, src.size(0), src.device)
+    if src.dtype in INTEGERS or not _common.runs_native(src.device):
+        return segment_sum_reference(src, ptr)
+    return torch.ops.kgrec_fast.segment_sum(src, ptr)
 
 
 def segment_mean(src: Tensor, ptr: Tensor) -> Tensor:
@@ -126,7 +137,11 @@ def segment_mean(src: Tensor, ptr: Tensor) -> Tensor:
 
     Arguments, result and errors as in `segment_sum`.
     """
-    return segment_mean_reference(src, ptr)
+    check_src(src, FLOATS + INTEGERS)
+    check_ptr(ptr, src.size(0), src.device)
+    if src.dtype in INTEGERS or not _common.runs_native(src.device):
+        return segment_mean_reference(src, ptr)
+    return torch.ops.kgrec_fast.segment_mean(src, ptr)
 
 
 def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
@@ -147,4 +162,77 @@ def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
         TypeError: src is not floating point, or ptr not int64.
         ValueError: src has no dimension, or ptr is not as described.
     """
-    return segment_softmax_reference(src, ptr)
+    check_src(src, FLOATS)
+    check_ptr(ptr, src.size(0), src.device)
+    if not _common.runs_native(src.device):
+        return segment_softmax_reference(src, ptr)
+    return torch.ops.kgrec_fast.segment_softmax(src, ptr)
+
+
+def _save_ptr(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    src, ptr = inputs
+    ctx.rows = src.size(0)
+    ctx.save_for_backward(ptr)
+
+
+def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
+    (ptr,) = ctx.saved_tensors
+    return torch.ops.kgrec_fast.segment_spread(grad, ptr, ctx.rows, False), None
+
+
+def _mean_backward(ctx: Any, grad: Tensor) -> tuple:
+    (ptr,) = ctx.saved_tensors
+    return torch.ops.kgrec_fast.segment_spread(grad, ptr, ctx.rows, True), None
+
+
+def _spread_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, ptr, _, ctx.mean = inputs
+    ctx.save_for_backward(ptr)
+
+
+def _spread_backward(ctx: Any, grad: Tensor) -> tuple:
+    (ptr,) = ctx.saved_tensors
+    reduce = torch.ops.kgrec_fast.segment_mean if ctx.mean else torch.ops.kgrec_fast.segment_sum
+    return reduce(grad, ptr), None, None, None
+
+
+def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    _, ptr = inputs
+    ctx.save_for_backward(output, ptr)
+
+
+def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
+    out, ptr = ctx.saved_tensors
+    return torch.ops.kgrec_fast.segment_softmax_backward(grad, out, ptr), None
+
+
+if _library.CPU.loaded:
+
+    @torch.library.register_fake("kgrec_fast::segment_sum")
+    def _(src: Tensor, ptr: Tensor) -> Tensor:
+        return src.new_empty(ptr.size(0) - 1, *src.shape[1:])
+
+    @torch.library.register_fake("kgrec_fast::segment_mean")
+    def _(src: Tensor, ptr: Tensor) -> Tensor:
+        return src.new_empty(ptr.size(0) - 1, *src.shape[1:])
+
+    @torch.library.register_fake("kgrec_fast::segment_spread")
+    def _(per_segment: Tensor, ptr: Tensor, rows: int, mean: bool) -> Tensor:
+        return per_segment.new_empty(rows, *per_segment.shape[1:])
+
+    @torch.library.register_fake("kgrec_fast::segment_softmax")
+    def _(src: Tensor, ptr: Tensor) -> Tensor:
+        return src.new_empty(src.shape)
+
+    @torch.library.register_fake("kgrec_fast::segment_softmax_backward")
+    def _(grad_out: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
+        return out.new_empty(out.shape)
+
+    for _name, _backward, _setup in (
+        ("segment_sum", _sum_backward, _save_ptr),
+        ("segment_mean", _mean_backward, _save_ptr),
+        ("segment_spread", _spread_backward, _spread_setup),
+        ("segment_softmax", _softmax_backward, _softmax_setup),
+    ):
+        torch.library.register_autograd(f"kgrec_fast::{_name}", _backward, setup_context=_setup)
+    _common.register_no_grad("segment_softmax_backward")

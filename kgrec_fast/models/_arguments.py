@@ -74,4 +74,4 @@ def batch_ids(batch: Batch, name: str, size: int, like: Tensor | None = None) ->
             raise ValueError(
                 f"{name} holds {low if low < 0 else high}, expected ids in [0, {size})"
             )
-    return ids
+    return ids.long()

@@ -26,8 +26,12 @@ from kgrec_fast.models.sampling import (
 class EdgeListSampling:
     """Mix-in of :class:`~kgrec_fast.models.KGRec`; needs ``kg`` and ``cl_drop``."""
 
-    kg: RelGraph
     cl_drop: float
+
+    @property
+    def kg(self) -> RelGraph:
+        """The knowledge graph."""
+        raise NotImplementedError
 
     def get_edges(self, graph: Any) -> tuple[Tensor, Tensor]:
         """``edge_index`` [2, E] and ``edge_type`` [E] of a graph.

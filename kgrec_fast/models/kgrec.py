@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids, check_graphs
+from kgrec_fast.models._rows import first_and_chosen, rows_or_zero
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler, mask_of
-from kgrec_fast.nn import AttnHGCN, Contrast
+from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
 
 
 class KGRec(EdgeListSampling, nn.Module):
@@ -110,9 +111,11 @@ class KGRec(EdgeListSampling, nn.Module):
         self.contrast_fn = Contrast(embedding_size, tau=cl_tau)
         self.reset_parameters()
 
-        self.kg, self.interactions = kg, interactions
+        self.hops, self.interactions = HopGraphs.of(_compact(kg, n_items)), interactions
         self.register_buffer("inter_weight", _weights(interactions), persistent=False)
-        self.sampler = StepSampler(kg, interactions, n_items, node_dropout_rate, mae_msize, cl_drop)
+        self.sampler = StepSampler(
+            self.kg, interactions, n_items, node_dropout_rate, mae_msize, cl_drop
+        )
         if self.sampler.num_masked < mae_msize or mae_msize == self.sampler.num_sampled:
             warnings.warn(
                 f"mae_msize is {mae_msize}, but a step samples {self.sampler.num_sampled} edges: "
@@ -132,6 +135,11 @@ class KGRec(EdgeListSampling, nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+    @property
+    def kg(self) -> RelGraph:
+        """The knowledge graph, without the rows after the last that has edges (or is an item)."""
+        return self.hops.first
 
     # -- the training step ------------------------------------------------------------------------
 
@@ -157,80 +165,91 @@ class KGRec(EdgeListSampling, nn.Module):
             )
             return self.sampler.draw(scores, edges, sampled, kept)
 
-    def forward(
-        self,
-        masks: StepMasks | None = None,
-        *,
-        wanted_users: Tensor | None = None,
-        wanted_items: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, masks: StepMasks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Propagates over sampled edges and computes the two self-supervised losses.
 
         In training mode interactions and messages are dropped; edges are sampled in either mode.
 
         Args:
             masks: The choices of the step; drawn where it is None.
-            wanted_users: int64 ids of the users whose rows of the result will be read. The last hop
-                does no work for the others, whose rows miss what it adds. None for all.
-            wanted_items: The same for the entities.
 
         Returns:
             Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
+        """
+        user_sum, entity_sum, _, mae_loss, cl_loss = self._step(masks)
+        entities, rows = self.entity_embedding.weight, entity_sum.shape[0]
+        propagated = torch.cat([entities[:rows] + entity_sum, entities[rows:]])
+        return self.user_embedding.weight + user_sum, propagated, mae_loss, cl_loss
+
+    def _step(
+        self,
+        masks: StepMasks | None,
+        user_ids: Tensor | None = None,
+        item_ids: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """One step up to the losses that need no batch.
+
+        With ids (int64) of the users and items that a batch reads, the last hop does no work for
+        the others.
+
+        Returns:
+            What is added to the embeddings of users [U, D] and of the first entities [A, D], the
+            propagated embeddings [n, D] of ``item_ids``, reconstruction loss, contrast loss.
         """
         users, entities = self.user_embedding.weight, self.entity_embedding.weight
         query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
         if masks is None:
             masks = self.draw_masks(query)
-        kg, inter, weight = self.kg, self.interactions, self.inter_weight
-        kept = None
+        kg, inter, weight, kept = self.kg, self.interactions, self.inter_weight, None
         if masks.kept is not None:
             kept = inter.edge_mask(masks.kept, "row")
             weight = weight / (1 - self.node_dropout_rate)
-        masked = masks.masked.nonzero().flatten()
-        ends = torch.stack([kg.head[masked], kg.col[masked]], 1).flatten().long()  # head, tail, ...
-        if wanted_items is not None:
-            wanted_items = mask_of(torch.cat([wanted_items, ends]), self.n_entities)
-        if wanted_users is not None:
-            wanted_users = mask_of(wanted_users, self.n_users)
-        encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
+        rng = masks.rng if self.training and self.mess_dropout_rate > 0 else None
 
-        user_gcn_emb, entity_gcn_emb = self.gcn(
+        masked = masks.masked.nonzero().flatten()
+        ends = torch.cat([kg.head[masked], kg.col[masked]]).long()
+        read = ends if item_ids is None else torch.cat([item_ids, ends])
+        items, chosen = first_and_chosen(entities, self.n_items, read)
+
+        encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
+        user_sum, entity_sum = self.gcn.messages(
             users,
             entities,
-            kg,
-            None,
+            self.hops,
             inter,
             weight,
             edge_mask=kg.edge_mask(encoded, "row"),
             inter_mask=kept,
+            rng=rng,
             query=query,
-            rng=masks.rng,
-            wanted_entities=wanted_items,
-            wanted_users=wanted_users,
+            item_emb=items,
+            wanted_users=None if user_ids is None else mask_of(user_ids, self.n_users),
+            wanted_entities=None if item_ids is None else mask_of(read, self.n_entities),
         )
-        mae_loss = entity_gcn_emb.new_zeros(())
+        chosen = chosen + rows_or_zero(entity_sum, read)
+        chosen, ends_emb = chosen.split([read.numel() - ends.numel(), ends.numel()])
+        mae_loss = chosen.new_zeros(())
         if masked.numel() > 0:
-            pairs = entity_gcn_emb.index_select(0, ends).view(-1, 2, self.embedding_size)
             relation = self.gcn.relation_embedding.weight.index_select(0, kg.rel[masked])
-            mae_loss = self.create_mae_loss(pairs, relation)
+            mae_loss = self.create_mae_loss(torch.stack(ends_emb.chunk(2), 1), relation)
 
         view_ui = self.gcn.forward_ui(
             users,
-            entities[: self.n_items],
+            items,
             inter,
             weight / (1 - self.cl_drop),
             inter_mask=inter.edge_mask(masks.contrast_interactions, "row"),
-            rng=masks.rng,
+            rng=rng,
         )
-        view_kg = self.gcn.forward_kg(
+        view_kg = items + self.gcn.kg_messages(
             entities,
-            kg,
+            self.hops,
             edge_mask=kg.edge_mask(masks.contrast_edges, "row"),
-            rng=masks.rng,
+            rng=rng,
             first_rows=self.n_items,
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
-        return user_gcn_emb, entity_gcn_emb, mae_loss, cl_loss
+        return user_sum, entity_sum, chosen, mae_loss, cl_loss
 
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
         """The training loss of a batch, all parts weighted and added up.
@@ -256,11 +275,10 @@ class KGRec(EdgeListSampling, nn.Module):
         if user.numel() == 0:
             raise ValueError("user_id is empty, expected at least one pair")
         self._cache = None
-        both = torch.cat([positive, negative])
-        users, entities, mae_loss, cl_loss = self.forward(
-            masks, wanted_users=user, wanted_items=both
+        user_sum, _, items, mae_loss, cl_loss = self._step(
+            masks, user, torch.cat([positive, negative])
         )
-        user_emb, items = users.index_select(0, user), entities.index_select(0, both)
+        user_emb = self.user_embedding.weight.index_select(0, user) + user_sum.index_select(0, user)
         pos_emb, neg_emb = items.chunk(2)
         gap = (user_emb * (pos_emb - neg_emb)).sum(1)
         bpr = -torch.log(1e-10 + torch.sigmoid(gap)).mean()
@@ -314,7 +332,7 @@ class KGRec(EdgeListSampling, nn.Module):
         return self.gcn(
             self.user_embedding.weight,
             self.entity_embedding.weight,
-            self.kg,
+            self.hops,
             None,
             self.interactions,
             self.inter_weight,
@@ -351,9 +369,29 @@ class KGRec(EdgeListSampling, nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KGRec:
         super()._apply(fn, recurse)
         device = self.entity_embedding.weight.device
-        self.kg, self.interactions = self.kg.to(device), self.interactions.to(device)
+        self.hops, self.interactions = self.hops.to(device), self.interactions.to(device)
         self._cache = None
         return self
+
+
+def _compact(kg: RelGraph, n_items: int) -> RelGraph:
+    """The graph without its last rows, as far as they have no edges and are no items.
+
+    Masks in row order fit both. Number the nodes with edges before those without, and nothing of
+    the latter's size is written in later hops.
+    """
+    rows = max(
+        n_items, int(kg.head[-1]) + 1 if kg.num_edges else 0
+    )  # row order: the last is largest
+    if rows == kg.num_rows:
+        return kg
+    return RelGraph.from_edges(
+        kg.edge_index,
+        kg.edge_type,
+        num_rows=rows,
+        num_cols=kg.num_cols,
+        num_relations=kg.num_relations,
+    )
 
 
 def _weights(interactions: InteractionGraph) -> Tensor:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.graph_cache import as_interaction_graph, as_rel_graph
+from kgrec_fast.nn.hops import HopGraphs
 
 Mask = EdgeMask | Tensor | None
 
@@ -18,28 +19,32 @@ def check_embedding(name: str, x: Tensor, width: int) -> None:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [n, {width}]")
 
 
-def resolve_rel_graph(
-    edge_index: Tensor | RelGraph, edge_type: Tensor | None, nodes: int, relations: int
-) -> RelGraph:
+def resolve_hops(
+    edge_index: Tensor | RelGraph | HopGraphs,
+    edge_type: Tensor | None,
+    nodes: int,
+    relations: int,
+) -> HopGraphs:
     """The knowledge graph that ``edge_index, edge_type`` stand for.
 
     Raises:
         TypeError, ValueError: They are neither two tensors nor a graph of that size and None.
     """
-    if not isinstance(edge_index, RelGraph):
+    if not isinstance(edge_index, RelGraph | HopGraphs):
         if edge_type is None:
             raise ValueError("edge_type is None, expected the relation of each edge")
-        return as_rel_graph(edge_index, edge_type, nodes, nodes, relations)
+        return HopGraphs(as_rel_graph(edge_index, edge_type, nodes, nodes, relations))
     if edge_type is not None:
-        raise ValueError("edge_type is given together with a RelGraph, expected None")
-    found = (edge_index.num_rows, edge_index.num_cols, edge_index.num_relations)
-    if found[:2] != (nodes, nodes) or found[2] > relations:
+        raise ValueError("edge_type is given together with a graph, expected None")
+    hops = HopGraphs(edge_index) if isinstance(edge_index, RelGraph) else edge_index
+    graph = hops.first
+    found = (graph.num_rows, graph.num_cols, graph.num_relations)
+    if found[0] > nodes or found[1] > nodes or found[2] > relations:
         raise ValueError(
-            f"edge_index is a RelGraph with {found[0]} rows, {found[1]} columns and {found[2]} "
-            f"relations, expected {nodes}, {nodes} (one for each row of entity_emb) "
-            f"and at most {relations}"
+            f"edge_index is a graph with {found[0]} rows, {found[1]} columns and {found[2]} "
+            f"relations, expected at most {nodes}, {nodes} (rows of entity_emb) and {relations}"
         )
-    return edge_index
+    return hops
 
 
 def resolve_interactions(

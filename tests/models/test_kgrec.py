@@ -81,6 +81,28 @@ def test_float32_is_close_to_float64(world):
         assert error < 1e-4, name
 
 
+@pytest.mark.parametrize("shape", ["inverse edges", "last node has edges", "few items have edges"])
+def test_shapes_of_the_knowledge_graph(world, choice_of, shape):
+    """Nearly all nodes with edges; few, but the last among them; fewer than there are items."""
+    if shape == "inverse edges":
+        world.edge_index = torch.cat([world.edge_index, world.edge_index.flip(0)], 1)
+        world.edge_type = torch.cat([world.edge_type, world.edge_type])
+    elif shape == "last node has edges":
+        world.edge_index[0, 7] = 59
+    else:
+        world.edge_index[0] %= 4
+    model = world.model(mae_coef=1.0, cl_coef=1.0).double()
+    rows = {"inverse edges": 55, "last node has edges": 60, "few items have edges": 12}
+    assert model.kg.num_rows == rows[shape]
+    assert (model.hops.later is None) == (shape == "inverse edges")
+    masks = model.draw_masks()
+    reference = world.reference(model, mae_coef=1.0, cl_coef=1.0)
+    found = loss_and_gradients(model, world.batch(), masks)
+    wanted = loss_and_gradients(reference, world.batch(), choice_of(model, masks))
+    torch.testing.assert_close(found, wanted, **EXACT)
+    torch.testing.assert_close(model.embeddings(), reference.eval().embeddings(), **EXACT)
+
+
 def test_users_items_and_relations_without_edges(world, choice_of):
     """One user, one item with interactions, edges of one relation."""
     world.n_users = 1

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
+from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.reference import ReferenceAttnHGCN
-from kgrec_fast.nn import AttnHGCN
+from kgrec_fast.nn import AttnHGCN, HopGraphs
 from kgrec_fast.nn._item_attention import user_softmax
 from kgrec_fast.nn._streams import DROPOUT_STREAMS, dropout_stream
 from kgrec_fast.ops import dropout_normalize_add
@@ -52,13 +53,28 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("given", ["raw", "graph"])
+def compact(toy):
+    """The graph with a row for each of the first nodes alone: no later one has edges."""
+    return RelGraph.from_edges(
+        toy.edge_index, toy.edge_type, num_rows=12, num_cols=NODES, num_relations=RELATIONS - 1
+    )
+
+
+GIVEN = {
+    "graph": lambda toy: toy.kg,
+    "graph with few rows": compact,
+    "hops": lambda toy: HopGraphs.of(toy.kg),
+    "hops with few rows": lambda toy: HopGraphs.of(compact(toy)),
+}
+
+
+@pytest.mark.parametrize("given", ["raw", *GIVEN])
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_agree_with_the_reference(toy, layers, method, given):
     fast, reference = layers
-    raw = ((toy.edge_index, toy.edge_type), (toy.inter_edge, toy.inter_edge_w))
-    graphs = ((toy.kg, None), (toy.interactions, toy.inter_edge_w))
-    kg, ui = graphs if given == "graph" else raw
+    raw = kg, ui = ((toy.edge_index, toy.edge_type), (toy.inter_edge, toy.inter_edge_w))
+    if given != "raw":
+        kg, ui = (GIVEN[given](toy), None), (toy.interactions, toy.inter_edge_w)
     call = METHODS[method]
     inputs = [toy.users, toy.entities]
     found = outputs_and_gradients(fast, inputs, lambda m, u, x: call(m, toy, u, x, kg, ui))
@@ -66,19 +82,20 @@ def test_methods_agree_with_the_reference(toy, layers, method, given):
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
+@pytest.mark.parametrize("given", GIVEN)
 @pytest.mark.parametrize("as_tensor", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_masks_are_edge_lists_without_the_masked_edges(toy, layers, method, as_tensor):
+def test_masks_are_edge_lists_without_the_masked_edges(toy, layers, method, as_tensor, given):
     fast, reference = layers
     generator = torch.Generator().manual_seed(2)
     keep = torch.rand(80, generator=generator) < 0.6
     keep &= toy.edge_index[0] != 5  # a head that loses all its edges
     kept = torch.rand(25, generator=generator) < 0.6
     kept &= toy.inter_edge[0] != 2
-    kg, ui = toy.kg, toy.interactions
+    kg, ui = GIVEN[given](toy), toy.interactions
     masks = {"edge_mask": keep, "inter_mask": kept}
     if not as_tensor:
-        masks = {"edge_mask": kg.edge_mask(keep), "inter_mask": ui.edge_mask(kept)}
+        masks = {"edge_mask": toy.kg.edge_mask(keep), "inter_mask": ui.edge_mask(kept)}
     only = {"forward_ui": ["inter_mask"], "ui_agg": ["inter_mask"]}
     only |= {"forward_kg": ["edge_mask"], "kg_agg": ["edge_mask"]}
     masks = {name: masks[name] for name in only.get(method, masks)}
@@ -173,19 +190,6 @@ def test_rationale_scores_of_a_graph_with_a_mask(toy, layers):
     assert (logits[~keep] == -torch.inf).all()
 
 
-def test_a_known_query_changes_nothing(toy, layers):
-    fast, _ = layers
-    ui = (toy.interactions, toy.inter_edge_w)
-
-    def given(m, u, x):
-        return m(u, x, toy.kg, None, *ui, query=x @ m.W_Q)
-
-    inputs = [toy.users, toy.entities]
-    found = outputs_and_gradients(fast, inputs, given)
-    wanted = outputs_and_gradients(fast, inputs, lambda m, u, x: m(u, x, toy.kg, None, *ui))
-    torch.testing.assert_close(found, wanted, **EXACT)
-
-
 def test_weights_default_to_those_of_the_graph(toy, layers):
     fast, _ = layers
     weighted = type(toy.interactions).from_edges(
@@ -201,39 +205,66 @@ def test_weights_default_to_those_of_the_graph(toy, layers):
     torch.testing.assert_close(ones, wanted, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("hops", [1, 2, 3])
-def test_rows_that_nobody_reads(toy, hops):
-    """Restricted results equal the rows of full ones, gradients included."""
-    layer = AttnHGCN(WIDTH, hops, USERS, RELATIONS, mess_dropout_rate=0.2).double()
-    entities = torch.zeros(NODES, dtype=torch.bool)
-    entities[[0, 2, 7, 30]] = True
-    users = torch.zeros(USERS, dtype=torch.bool)
-    users[[1, 6]] = True
-    arguments = (toy.kg, None, toy.interactions, toy.inter_edge_w)
-    keywords = {"rng": torch.tensor([3, 1]), "edge_mask": torch.arange(80) % 3 > 0}
+@pytest.mark.parametrize("given", ["hops", "hops with few rows", "plain"])
+@pytest.mark.parametrize("n_hops", [0, 1, 2, 3])
+def test_messages_are_what_forward_adds(toy, n_hops, given):
+    """With what is known given, and with the rows that nobody reads left out; gradients too."""
+    layer = AttnHGCN(WIDTH, n_hops, USERS, RELATIONS, mess_dropout_rate=0.2).double()
+    hops = HopGraphs(toy.kg) if given == "plain" else GIVEN[given](toy)
+    ui, weight, rng = toy.interactions, toy.inter_edge_w, torch.tensor([3, 1])
+    mask = hops.first.edge_mask(torch.arange(80) % 3 > 0)
+    entities = torch.tensor([0, 2, 7, 11])
+    users = torch.tensor([1, 6])
 
-    def read(m, u, x, **wanted):
-        found_users, found_entities = m(u, x, *arguments, **keywords, **wanted)
-        return found_users[users], found_entities[entities]
+    def known(m, u, x):
+        user_sum, entity_sum = m.messages(
+            u,
+            x,
+            hops,
+            ui,
+            weight,
+            edge_mask=mask,
+            rng=rng,
+            query=x @ m.W_Q,
+            item_emb=x[:ITEMS],
+            wanted_users=torch.zeros(USERS, dtype=torch.bool).index_fill(0, users, True),
+            wanted_entities=torch.zeros(NODES, dtype=torch.bool).index_fill(0, entities, True),
+        )
+        kg_sum = m.kg_messages(x, hops, edge_mask=mask, rng=rng, first_rows=ITEMS)
+        return u[users] + user_sum[users], x[entities] + entity_sum[entities], x[:ITEMS] + kg_sum
 
-    def some(m, u, x):
-        return read(m, u, x, wanted_users=users, wanted_entities=entities)
+    def full(m, u, x):
+        new_users, new_entities = m(u, x, toy.kg, None, ui, weight, edge_mask=mask, rng=rng)
+        kg = m.forward_kg(x, toy.kg, edge_mask=mask, rng=rng)
+        return new_users[users], new_entities[entities], kg[:ITEMS]
 
     inputs = [toy.users, toy.entities]
     torch.testing.assert_close(
-        outputs_and_gradients(layer, inputs, some),
-        outputs_and_gradients(layer, inputs, read),
+        outputs_and_gradients(layer, inputs, known),
+        outputs_and_gradients(layer, inputs, full),
         **EXACT,
     )
-    torch.testing.assert_close(
-        outputs_and_gradients(
-            layer, inputs, lambda m, u, x: m.forward_kg(x, toy.kg, first_rows=ITEMS, **keywords)
-        ),
-        outputs_and_gradients(
-            layer, inputs, lambda m, u, x: m.forward_kg(x, toy.kg, **keywords)[:ITEMS]
-        ),
-        **EXACT,
-    )
+
+
+def test_later_hops_read_the_edges_between_nodes_with_edges(toy):
+    hops = HopGraphs.of(toy.kg)
+    inner = toy.edge_index[1] < 12
+    assert 0 < inner.sum() < 64
+    assert hops.later.num_edges == inner.sum()
+    torch.testing.assert_close(hops.later.to_row_order(hops.later.rel), hops.first.rel[~hops.outer])
+    mask = toy.kg.edge_mask(torch.arange(80) % 2 == 0)
+    found = hops.count_outer(mask, torch.float64).flatten()
+    wanted = toy.edge_index[0][::2][~inner[::2]].bincount(minlength=NODES)
+    torch.testing.assert_close(found, wanted.double(), rtol=0, atol=0)
+
+
+def test_a_graph_that_later_hops_read_whole_is_not_built_twice(toy):
+    both = torch.cat([toy.edge_index, toy.edge_index.flip(0)], 1)
+    graph = RelGraph.from_edges(both, toy.edge_type.repeat(2), num_nodes=NODES, num_relations=4)
+    hops = HopGraphs.of(graph)
+    assert hops == HopGraphs(graph)
+    assert hops.later_mask(None) is None
+    assert hops.count_outer(None, torch.float64) is None
 
 
 # -- message dropout ------------------------------------------------------------------------------
@@ -383,9 +414,9 @@ def test_bad_inputs(toy, layers):
         fast.ui_agg([1.0], toy.entities[:ITEMS], ui, toy.inter_edge_w)
     with pytest.raises(ValueError, match="edge_type is None"):
         fast.forward_kg(toy.entities, toy.edge_index)
-    with pytest.raises(ValueError, match="edge_type is given together with a RelGraph"):
+    with pytest.raises(ValueError, match="edge_type is given together with a graph"):
         fast.forward_kg(toy.entities, kg, toy.edge_type)
-    with pytest.raises(ValueError, match="edge_index is a RelGraph with 40 rows"):
+    with pytest.raises(ValueError, match="edge_index is a graph with 40 rows"):
         fast.forward_kg(toy.entities[:39], kg)
     with pytest.raises(ValueError, match="expected 7 users and 8 items"):
         fast.ui_agg(toy.users, toy.entities[: ITEMS - 1], ui, toy.inter_edge_w)

@@ -1,0 +1,77 @@
+"""What the hops of a propagation read of a knowledge graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kgrec_fast.graph import EdgeMask, RelGraph
+
+# A graph of its own for the later hops pays where they lose at least this share of the edges.
+MIN_SAVING = 0.2
+
+
+@dataclass(frozen=True)
+class HopGraphs:
+    """A knowledge graph for a first hop, and what is left of it for the later ones.
+
+    After the first hop a node without edges of its own is zero. Edges to such nodes carry nothing
+    any more: they count in the denominator of a softmax, and no kernel need read them. In a graph
+    without inverse edges this is most of them. Built once with :meth:`of`; the layers take it where
+    they take a graph.
+
+    Attributes:
+        first: The graph, A rows and N columns, where the nodes from A on have no edges.
+        later: A x A, the edges of ``first`` whose tail has edges too; None where ``first`` serves.
+        positions: int64 [E'], where these edges stand in ``first`` (row order), or None.
+        outer: bool [E], the other edges, or None.
+    """
+
+    first: RelGraph
+    later: RelGraph | None = None
+    positions: Tensor | None = None
+    outer: Tensor | None = None
+
+    @classmethod
+    def of(cls, graph: RelGraph) -> HopGraphs:
+        """Prepares a graph; O(E)."""
+        rows = graph.rowptr.diff() > 0
+        has_edges = torch.zeros(graph.num_cols, dtype=torch.bool, device=graph.device)
+        count = min(graph.num_rows, graph.num_cols)
+        has_edges[:count] = rows[:count]
+        inner = has_edges.index_select(0, graph.col)
+        positions = inner.nonzero().flatten()
+        if positions.numel() > (1 - MIN_SAVING) * graph.num_edges:
+            return cls(graph)
+        later = RelGraph.from_edges(
+            torch.stack([graph.head[positions], graph.col[positions]]),
+            graph.rel[positions],
+            num_nodes=graph.num_rows,
+            num_relations=graph.num_relations,
+        )
+        return cls(graph, later, positions, ~inner)
+
+    def later_mask(self, mask: EdgeMask | None) -> EdgeMask | None:
+        """A mask of ``first`` as one of the graph of the later hops."""
+        if mask is None or self.later is None or self.positions is None:
+            return mask
+        return self.later.edge_mask(mask.row.index_select(0, self.positions), "row")
+
+    def count_outer(self, mask: EdgeMask | None, dtype: torch.dtype) -> Tensor | None:
+        """How many edges of each row the later hops leave out: [A, 1], or None for none at all."""
+        if self.outer is None:
+            return None
+        kept = self.outer if mask is None else self.outer & mask.row
+        count = torch.zeros(self.first.num_rows, dtype=dtype, device=kept.device)
+        return count.index_add_(0, self.first.head, kept.to(dtype)).unsqueeze(1)
+
+    def to(self, device: torch.device | str) -> HopGraphs:
+        """The same on another device."""
+        return HopGraphs(
+            self.first.to(device),
+            None if self.later is None else self.later.to(device),
+            None if self.positions is None else self.positions.to(device),
+            None if self.outer is None else self.outer.to(device),
+        )

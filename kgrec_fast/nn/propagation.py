@@ -1,0 +1,234 @@
+"""The hops of a propagation: what the layer of KGRec is made of."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kgrec_fast import ops
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.nn._arguments import narrowed_mask
+from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
+from kgrec_fast.nn.hops import HopGraphs
+from kgrec_fast.ops._common import accumulate_dtype
+
+
+class Propagation(nn.Module):
+    """Parameters and hops of :class:`~kgrec_fast.nn.AttnHGCN`, on prepared graphs and masks.
+
+    Its methods return the messages of all hops added up, [A, D] for the first A nodes, outside of
+    which no node has edges. So nothing of the size of all nodes is written where few have edges.
+    They validate nothing.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        n_hops: int,
+        n_users: int,
+        n_relations: int,
+        mess_dropout_rate: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.n_heads = 2
+        if embedding_size < 1 or embedding_size % self.n_heads:
+            raise ValueError(
+                f"embedding_size is {embedding_size}, expected a positive multiple of "
+                f"{self.n_heads} (the number of attention heads)"
+            )
+        if not 0 <= n_hops <= MAX_HOPS:
+            raise ValueError(f"n_hops is {n_hops}, expected it in [0, {MAX_HOPS}]")
+        if n_users < 1:
+            raise ValueError(f"n_users is {n_users}, expected at least 1")
+        if n_relations < 2:
+            raise ValueError(
+                f"n_relations is {n_relations}, expected at least 2: "
+                "the interaction and one relation of the knowledge graph"
+            )
+        if not 0 <= mess_dropout_rate < 1:
+            raise ValueError(f"mess_dropout_rate is {mess_dropout_rate}, expected it in [0, 1)")
+        self.embedding_size = embedding_size
+        self.n_hops = n_hops
+        self.n_users = n_users
+        self.n_relations = n_relations
+        self.mess_dropout_rate = mess_dropout_rate
+        self.d_k = embedding_size // self.n_heads
+        self.relation_embedding = nn.Embedding(n_relations - 1, embedding_size)
+        self.W_Q = nn.Parameter(torch.empty(embedding_size, embedding_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier-uniform values for the relation embeddings and for ``W_Q``."""
+        nn.init.xavier_uniform_(self.relation_embedding.weight)
+        nn.init.xavier_uniform_(self.W_Q)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.embedding_size}, n_hops={self.n_hops}, n_users={self.n_users}, "
+            f"n_relations={self.n_relations}, mess_dropout_rate={self.mess_dropout_rate}"
+        )
+
+    def messages(
+        self,
+        user_emb: Tensor,
+        entity_emb: Tensor,
+        hops: HopGraphs,
+        inter: InteractionGraph,
+        weight: Tensor | None,
+        *,
+        edge_mask: EdgeMask | None = None,
+        inter_mask: EdgeMask | None = None,
+        rng: Tensor | None = None,
+        residuals: tuple[Tensor | None, Tensor | None] = (None, None),
+        query: Tensor | None = None,
+        item_emb: Tensor | None = None,
+        wanted_users: Tensor | None = None,
+        wanted_entities: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What :meth:`AttnHGCN.forward` adds to the embeddings, for those who add it themselves.
+
+        Args:
+            user_emb: [U, D].
+            entity_emb: [N, D].
+            hops: The knowledge graph, A rows.
+            inter, weight: The interactions and their weights in the caller's order.
+            edge_mask: Which edges of ``hops.first`` count.
+            inter_mask: Which interactions count.
+            rng: int64 [2], seed and step of message dropout; None for none.
+            residuals: What the messages are added to, [U, D] and [A, D]; None for zero.
+            query: [N, D] ``entity_emb @ W_Q``, where it is known already.
+            item_emb: [n_items, D], the first rows of ``entity_emb``, where they are apart already.
+            wanted_users: bool [U], the rows of the result that will be read; the others miss what
+                the last hop adds, which saves its work. None reads all.
+            wanted_entities: bool [at least A], the same for entities.
+
+        Returns:
+            Sums of the messages to users [U, D] and to entities [A, D]. Without hops the
+            residuals, or zero.
+        """
+        graph, outer = hops.first, None
+        items = entity_emb if item_emb is None else item_emb
+        user_sum, entity_sum = residuals
+        for hop in range(self.n_hops):
+            if hop == 0:
+                query = self._project(entity_emb) if query is None else query
+            else:
+                if hop == 1:
+                    outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
+                    edge_mask = hops.later_mask(edge_mask)
+                    graph = hops.first if hops.later is None else hops.later
+                entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
+                query = self._project(entity_emb, graph if hops.later is None else None)
+            if hop == self.n_hops - 1:
+                edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
+                inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
+            entity_agg = self._attend(query, entity_emb, graph, edge_mask, outer)
+            user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
+            entity_emb, entity_sum = self._finish(entity_agg, entity_sum, rng, "rec/entity", hop)
+            user_emb, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop)
+        if user_sum is None or entity_sum is None:
+            return torch.zeros_like(user_emb), torch.zeros_like(entity_emb[: graph.num_rows])
+        return user_sum, entity_sum
+
+    def kg_messages(
+        self,
+        entity_emb: Tensor,
+        hops: HopGraphs,
+        *,
+        edge_mask: EdgeMask | None = None,
+        rng: Tensor | None = None,
+        residual: Tensor | None = None,
+        first_rows: int | None = None,
+    ) -> Tensor:
+        """What :meth:`AttnHGCN.forward_kg` adds to the embeddings, for those who add it themselves.
+
+        Args:
+            entity_emb, hops, edge_mask, rng: As in :meth:`messages`.
+            residual: [A, D], what the messages are added to; None for zero.
+            first_rows: How many rows of the result are wanted, at most A; None for all.
+
+        Returns:
+            Sum of the messages to entities [A, D], or the first rows of it.
+        """
+        graph, total = hops.first, residual
+        rows = graph.num_rows if first_rows is None else first_rows
+        relation = self.relation_embedding.weight
+        for hop in range(self.n_hops):
+            if hop == 1:
+                edge_mask = hops.later_mask(edge_mask)
+                if hops.later is None:
+                    edge_mask = narrowed_mask(graph, edge_mask, cols=_with_edges(graph))
+                else:
+                    graph = hops.later
+            if hop > 0:
+                # The edges that are left out here lead to nodes that are zero by now. Without them
+                # a mean changes its length alone, and _finish makes that one.
+                entity_emb = padded(entity_emb, graph.num_cols)
+            if hop == self.n_hops - 1 and rows < graph.num_rows:
+                wanted = torch.arange(graph.num_rows, device=graph.device) < rows
+                edge_mask = narrowed_mask(graph, edge_mask, wanted)
+            agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
+            if hop == self.n_hops - 1:
+                agg, total = agg[:rows], None if total is None else total[:rows]
+            entity_emb, total = self._finish(agg, total, rng, "kg/entity", hop)
+        return torch.zeros_like(entity_emb[:rows]) if total is None else total[:rows]
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    def _project(self, x: Tensor, empty_outside: RelGraph | None = None) -> Tensor:
+        """``x @ W_Q``. Rows without an edge in ``empty_outside`` are known to be zero in ``x``."""
+        if empty_outside is None:
+            return x @ self.W_Q
+        rows = _with_edges(empty_outside).nonzero().flatten()
+        if 2 * rows.numel() > x.shape[0]:
+            return x @ self.W_Q
+        part = x.index_select(0, rows) @ self.W_Q
+        return part.new_zeros(x.shape).index_copy(0, rows, part)
+
+    def _attend(
+        self,
+        query: Tensor,
+        value: Tensor,
+        graph: RelGraph,
+        edge_mask: EdgeMask | None,
+        outer: Tensor | None = None,
+    ) -> Tensor:
+        """Relation attention [A, D]. ``outer`` [A, 1] counts edges to zero nodes beside the graph.
+
+        Such an edge has the score 0 and adds 1 to the denominator, nothing else.
+        """
+        relation = self.relation_embedding.weight
+        if outer is None:
+            out = ops.relation_attention(query, value, relation, graph, self.n_heads, edge_mask)
+            return cast(Tensor, out)
+        out, lse = ops.relation_attention(
+            query, value, relation, graph, self.n_heads, edge_mask, return_lse=True
+        )
+        # exp(lse) / (exp(lse) + outer), where the logarithm of zero must not meet an lse of -inf.
+        share = torch.sigmoid(lse - outer.clamp(min=1).log())
+        share = torch.where(outer > 0, share, 1.0).to(out.dtype).unsqueeze(-1)
+        return (out.unflatten(1, (self.n_heads, self.d_k)) * share).flatten(1)
+
+    def _finish(
+        self, x: Tensor, total: Tensor | None, rng: Tensor | None, place: str, hop: int
+    ) -> tuple[Tensor, Tensor]:
+        """Message dropout and rows of length one; these, and their sum with ``total``."""
+        stream, training = dropout_stream(place, hop), rng is not None
+        y, out = ops.dropout_normalize_add(
+            x, x if total is None else total, self.mess_dropout_rate, rng, stream, training
+        )
+        return y, y if total is None else out
+
+
+def _with_edges(graph: RelGraph) -> Tensor:
+    """bool [at least num_cols]: the nodes with edges of their own."""
+    rows = graph.rowptr.diff() > 0
+    return F.pad(rows, (0, max(0, graph.num_cols - graph.num_rows)))
+
+
+def padded(x: Tensor, rows: int) -> Tensor:
+    """``x`` with at least that many rows, zeros below."""
+    return x if x.shape[0] >= rows else F.pad(x, (0, 0, 0, rows - x.shape[0]))

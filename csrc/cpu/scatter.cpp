@@ -13,7 +13,7 @@ namespace kgrec::cpu {
 namespace {
 
 constexpr int64_t kGrainElements = 1 << 14;
-// Narrower rows cost less than a second walk over the index.
+// Narrower rows cost less than another walk over the index.
 constexpr int64_t kSharedWidth = 8;
 
 template <class F>
@@ -116,7 +116,8 @@ Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size)
   ScatterParams params = params_of(src, index, size);
   params.batches = src.size(0);
   const std::vector<int64_t> shape{params.batches, size, params.width};
-  if (look_at_index(params) && params.batches == 1) {
+  const bool sorted = look_at_index(params);
+  if (sorted && params.batches == 1 && params.width >= kSharedWidth) {
     const Tensor rows = torch::stable::view(src, {params.rows, params.width});
     return torch::stable::view(segment_sum(rows, segments_of(params, index)), shape);
   }

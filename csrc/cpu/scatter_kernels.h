@@ -6,6 +6,12 @@ namespace {
 // f(e, row) for the edges whose row of the result lies in [begin, end), in their order.
 template <class F>
 KGREC_INLINE void for_range(const ScatterParams& p, int64_t begin, int64_t end, F&& f) {
+  if (begin == 0 && end == p.size) {
+    for (int64_t e = 0; e < p.rows; ++e) {
+      f(e, p.index[e]);
+    }
+    return;
+  }
   const uint64_t count = uint64_t(end - begin);
   for (int64_t e = 0; e < p.rows; ++e) {
     if (uint64_t(p.index[e] - begin) < count) {
@@ -18,6 +24,12 @@ template <class T>
 void add_range(
     const ScatterParams& p, const T* src, acc_t<T>* sum, int64_t begin, int64_t end) {
   std::fill(sum + begin * p.width, sum + end * p.width, acc_t<T>(0));
+  if constexpr (sizeof(T) > 2) {
+    if (p.width == 1) {
+      for_range(p, begin, end, [&](int64_t e, int64_t row) { sum[row] += src[e]; });
+      return;
+    }
+  }
   for_range(p, begin, end, [&](int64_t e, int64_t row) {
     add_row(src + e * p.width, sum + row * p.width, p.width);
   });
@@ -124,13 +136,16 @@ void softmax_backward_rows(const ScatterParams& p, int64_t begin, int64_t end) {
 // Whether every index of [begin, end) is below size, and none is below its predecessor.
 void scatter_look(
     const ScatterParams& p, int64_t begin, int64_t end, bool* in_range, bool* sorted) {
-  uint64_t outside = 0, falls = 0;
   const uint64_t size = uint64_t(p.size);
+  const int64_t* before = p.index - 1;
+  uint64_t outside = 0, falls = 0;
+  if (begin == 0 && end > 0) {
+    outside = uint64_t(p.index[0]) >= size;
+    begin = 1;
+  }
   for (int64_t e = begin; e < end; ++e) {
     outside |= uint64_t(uint64_t(p.index[e]) >= size);
-  }
-  for (int64_t e = std::max<int64_t>(begin, 1); e < end; ++e) {
-    falls |= uint64_t(p.index[e] < p.index[e - 1]);
+    falls |= uint64_t(p.index[e] < before[e]);
   }
   *in_range = outside == 0;
   *sorted = falls == 0;

@@ -30,6 +30,17 @@ void sum_rows(const T* src, int64_t rows, int64_t width, acc_t<T>* sum) {
     *sum = hsum<A>(total);
     return;
   }
+  if constexpr (sizeof(T) > 2) {
+    if (width < W) {
+      for (int64_t j = 0; j < width; ++j) {
+        sum[j] = 0;
+        for (int64_t i = j; i < rows * width; i += width) {
+          sum[j] += src[i];
+        }
+      }
+      return;
+    }
+  }
   int64_t j = 0;
   for (; j + 4 * W <= width; j += 4 * W) {
     sum_columns<T, 4>(src + j, rows, width, sum + j);
@@ -58,8 +69,36 @@ void finish_sum(const SegmentParams& p, int64_t segment, acc_t<T>* sum) {
   convert(sum, out, p.width);
 }
 
+// Rows too narrow for vectors, of whole types: straight into the result.
+template <class T>
+void sum_narrow_segments(const SegmentParams& p, int64_t begin, int64_t end) {
+  const int64_t width = p.width;
+  const T* src = static_cast<const T*>(p.src);
+  T* out = static_cast<T*>(p.out);
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t from = p.ptr[s] * width, to = p.ptr[s + 1] * width;
+    if (to - from > kLongSegment * width) {
+      continue;
+    }
+    const T count = p.mean ? T(std::max<int64_t>(p.ptr[s + 1] - p.ptr[s], 1)) : T(1);
+    for (int64_t j = 0; j < width; ++j) {
+      T sum = 0;
+      for (int64_t i = from + j; i < to; i += width) {
+        sum += src[i];
+      }
+      out[s * width + j] = p.mean ? sum / count : sum;
+    }
+  }
+}
+
 template <class T>
 void sum_segments(const SegmentParams& p, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) > 2) {
+    // The rule must not depend on anything but shapes.
+    if (p.width < Simd<T>::W && p.ptr[p.num_segments] < Simd<T>::W * p.num_segments) {
+      return sum_narrow_segments<T>(p, begin, end);
+    }
+  }
   const T* src = static_cast<const T*>(p.src);
   std::vector<acc_t<T>> sum(p.width);
   for (int64_t s = begin; s < end; ++s) {
@@ -197,6 +236,13 @@ void softmax_segments(const SegmentParams& p, int64_t begin, int64_t end) {
     for (int64_t s = first; s < last; ++s) {
       const int64_t from = (p.ptr[s] - row) * width, to = (p.ptr[s + 1] - row) * width;
       sum_rows(y + from, p.ptr[s + 1] - p.ptr[s], width, column.data());
+      if (width == 1) {
+        const A total = column[0] + A(kSoftmaxEps);
+        for (int64_t i = from; i < to; ++i) {
+          y[i] /= total;
+        }
+        continue;
+      }
       for (int64_t j = 0; j < width; ++j) {
         column[j] += A(kSoftmaxEps);
       }

@@ -1,7 +1,8 @@
 """Reductions and softmax over rows in arbitrary index order, as torch_scatter and PyG define them.
 
 Nothing is sorted and nothing added atomically: threads share the cells of the result, and each cell
-adds its elements in their order in `src`. Where the index is found sorted, the segment ops serve.
+adds its elements in their order in `src`. Where the index is found sorted, and rows are not too
+narrow for that to pay, the segment ops serve.
 """
 
 from __future__ import annotations

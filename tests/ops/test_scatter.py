@@ -386,3 +386,32 @@ def test_opcheck(index: list[int]) -> None:
     torch.library.opcheck(torch.ops.kgrec_fast.scatter_softmax.default, (src, places, 5))
     batched = random_values((2, len(index), 3), torch.float32).requires_grad_()
     torch.library.opcheck(torch.ops.kgrec_fast.scatter_sum.default, (batched, places, 5))
+
+
+@pytest.mark.skipif(not _library.CPU.loaded, reason="looks at the native ops")
+def test_compiles_into_one_graph() -> None:
+    ptr, index, rng = (
+        torch.tensor([0, 2, 2, 5]),
+        torch.tensor([2, 0, 1, 2, 0]),
+        torch.tensor([3, 4]),
+    )
+
+    def call(x: Tensor) -> Tensor:
+        y, out = ops.dropout_normalize_add(x, x * 2, 0.3, rng, 1)
+        results = [
+            ops.segment_sum(out, ptr),
+            ops.segment_mean(y, ptr),
+            ops.segment_softmax(y, ptr),
+            ops.scatter_sum(out, index, 0, dim_size=3),
+            ops.scatter_mean(out, index, 0, dim_size=3),
+            ops.scatter_softmax(out, index, num_nodes=3),
+        ]
+        return torch.stack([result.pow(2).sum() for result in results])
+
+    x = random_values((5, 3), torch.float32).requires_grad_()
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    eager = call(x)
+    assert torch.equal(compiled(x), eager)
+    (expected,) = torch.autograd.grad(eager.sum(), x)
+    (grad,) = torch.autograd.grad(compiled(x).sum(), x)
+    assert torch.equal(grad, expected)

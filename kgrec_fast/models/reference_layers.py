@@ -141,14 +141,15 @@ class ReferenceAttnHGCN(nn.Module):
         """One hop: relation attention on the KG, weighted sums of items for the users."""
         head, tail = edge_index
         nodes = entity_emb.shape[0]
-        relation = self.relation_embedding(edge_type)
+        # Gathered and projected edge by edge, twice where it is read twice: so it is published.
         query = self._heads(entity_emb[head] @ self.W_Q)
-        key = self._heads(entity_emb[tail] @ self.W_Q) * self._heads(relation)
+        key = self._heads(entity_emb[tail] @ self.W_Q)
+        key = key * self._heads(self.relation_embedding(edge_type))
         score = (query * key).sum(dim=-1) / math.sqrt(self.d_k)
         score = self.functions.softmax(score, head, num_nodes=nodes)
 
-        value = self._heads(entity_emb[tail] * relation) * score.unsqueeze(-1)
-        value = value.reshape(-1, self.n_heads * self.d_k)
+        value = self._heads(entity_emb[tail] * self.relation_embedding(edge_type))
+        value = (value * score.unsqueeze(-1)).view(-1, self.n_heads * self.d_k)
         entity_agg = self.functions.scatter_sum(value, head, dim=0, dim_size=nodes)
 
         item = inter_edge_w.unsqueeze(-1) * entity_emb[inter_edge[1]]

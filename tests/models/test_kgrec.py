@@ -11,6 +11,7 @@ import torch
 
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec
+from kgrec_fast.ops import use_reference
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
 
@@ -67,6 +68,15 @@ def test_default_weights_of_the_interactions(world):
     degree = world.inter_edge[0].bincount(minlength=9)
     expected = 1 / (degree.double() + 1e-7)[world.inter_edge[0]]
     torch.testing.assert_close(world.model().inter_weight.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_reference_ops_give_the_same(world):
+    model = world.model(mae_coef=1.0, cl_coef=1.0).double()
+    masks = model.draw_masks()
+    native = loss_and_gradients(model, world.batch(), masks)
+    with use_reference():
+        plain = loss_and_gradients(model, world.batch(), masks)
+    torch.testing.assert_close(native, plain, **EXACT)
 
 
 def test_float32_is_close_to_float64(world):

@@ -99,13 +99,13 @@ class Row:
             direction,
             baseline,
             ours.median,
-            theirs and theirs.median,
-            theirs and ratio(theirs.median, ours.median),
+            theirs.median if theirs else None,
+            ratio(theirs.median, ours.median) if theirs else None,
             ratio(memory[1], memory[0]),
             ours.q20,
             ours.q80,
-            theirs and theirs.q20,
-            theirs and theirs.q80,
+            theirs.q20 if theirs else None,
+            theirs.q80 if theirs else None,
             ours.calls,
             *memory,
             extra or {},
@@ -244,7 +244,7 @@ def record(rows: Iterable[Row], **extra: Any) -> dict[str, Any]:
     """Everything a reader of the numbers needs: machine, versions, commit, rows."""
     from kgrec_fast.info import describe
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -83,10 +83,12 @@ class Problem:
         w, grad = normal(WIDTH, WIDTH**-0.5), normal(edges.num_nodes, 1.0)
         return cls(x, w, relation, grad, edges)
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        return Problem(
-            *(t.to(dtype) for t in (self.x, self.w, self.relation, self.grad)), self.edges
+    def double(self) -> Problem:
+        """The same values in float64."""
+        x, w, relation, grad = (
+            t.detach().double() for t in (self.x, self.w, self.relation, self.grad)
         )
+        return Problem(x, w, relation, grad, self.edges)
 
     def leaves(self) -> list[Tensor]:
         return [t.requires_grad_() for t in (self.x, self.w, self.relation)]
@@ -143,7 +145,7 @@ def check(problem: Problem, graph: RelGraph, baseline: baselines.Baseline) -> st
     mine, other = (call(side, problem, DIRECTIONS[1]) for side in sides)
     oracle: Sequence[Tensor | None] = [None] * len(mine)
     if graph.num_edges <= MAX_ORACLE_EDGES:
-        double = problem.to(torch.float64)
+        double = problem.double()
 
         def reference(x: Tensor, w: Tensor, relation: Tensor) -> Tensor:
             out = ops.relation_attention_reference(x @ w, x, relation, graph, HEADS)
@@ -178,19 +180,19 @@ def graph_bytes(graph: RelGraph) -> int:
     return sum(t.numel() * t.element_size() for t in graph.tensors(columns=True))
 
 
-def floor_rows(
-    problem: Problem, graph: RelGraph, name: str, rounds: int, budget: float
-) -> list[Row]:
-    """Measures what no implementation can leave out.
+FLOORS = (("gather floor", "one pass"), ("projection", "forward"), ("projection", "backward"))
 
-    ``gather floor``: the 512 bytes of [Q|X] of every edge's tail, in the order in which the row
-    pass needs them, added up by head by ``embedding_bag``: the memory traffic of one pass and
-    next to no arithmetic. ``projection``: X W, and with backward the two products of its gradient.
+
+def floors(problem: Problem, graph: RelGraph) -> list[Callable[[], object]]:
+    """What no implementation can leave out, as named in `FLOORS`.
+
+    The 512 bytes of [Q|X] of every edge's tail, in the order in which the row pass needs them,
+    added up by head by ``embedding_bag``: the memory traffic of one pass and next to no arithmetic.
+    Then X W, and the two products of its gradient.
     """
-    both = torch.cat([problem.x.detach(), problem.grad], dim=1)
+    x, weight, grad = problem.x.detach(), problem.w.detach(), problem.grad
+    both = torch.cat([x, grad], dim=1)
     starts, columns = graph.rowptr[:-1].int(), graph.col
-    weight, grad = problem.w.detach(), problem.grad
-    x = problem.x.detach()
 
     def gather() -> Tensor:
         return F.embedding_bag(columns, both, starts, mode="sum")
@@ -201,17 +203,7 @@ def floor_rows(
     def project_backward() -> tuple[Tensor, Tensor]:
         return grad @ weight.t(), x.t() @ grad
 
-    with torch.no_grad():
-        timings = interleave([gather, project, project_backward], rounds=rounds, budget=budget)
-    labels = [
-        ("gather floor", "one pass"),
-        ("projection", "forward"),
-        ("projection", "backward"),
-    ]
-    return [
-        Row.of(timing, op=op, graph=name, direction=direction)
-        for timing, (op, direction) in zip(timings, labels, strict=True)
-    ]
+    return [gather, project, project_backward]
 
 
 def measure(
@@ -240,11 +232,12 @@ def measure(
     rows = []
     sides = ours(graph), theirs(edges, baseline)
     for direction in DIRECTIONS:
-        timings = interleave(
-            [partial(call, side, problem, direction) for side in sides],
-            rounds=rounds,
-            budget=budget,
-        )
+        measured: list[Callable[[], object]] = [
+            partial(call, side, problem, direction) for side in sides
+        ]
+        if direction == DIRECTIONS[-1]:
+            measured += floors(problem, graph)
+        timings = interleave(measured, rounds=rounds, budget=budget)
         peaks: list[int | None] = [None, None]
         if memory:
             peaks = [
@@ -257,7 +250,7 @@ def measure(
             ]
         rows.append(
             Row.of(
-                *timings,
+                *timings[:2],
                 op="relation_attention",
                 graph=name,
                 direction=direction,
@@ -266,7 +259,9 @@ def measure(
                 extra=facts,
             )
         )
-    return rows + floor_rows(problem, graph, name, rounds, budget)
+        for timing, (op, part) in zip(timings[2:], FLOORS, strict=False):
+            rows.append(Row.of(timing, op=op, graph=name, direction=part))
+    return rows
 
 
 def remainder(rows: Sequence[Row]) -> str:

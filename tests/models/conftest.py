@@ -69,6 +69,12 @@ class World:
         return {n: torch.randint(h, (size,), generator=generator) for n, h in highs.items()}
 
 
+@pytest.fixture(autouse=True)
+def one_thread(restore_threads: None) -> None:
+    """Tensors as small as these gain nothing from more, and lose much on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def world() -> World:
     """Heads are nodes 0..17 alone, tails may be items; relation 1 has no edge and relation 3 has

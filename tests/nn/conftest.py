@@ -35,6 +35,12 @@ class Toy:
         return InteractionGraph.from_edges(self.inter_edge, num_users=USERS, num_items=ITEMS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(restore_threads: None) -> None:
+    """Tensors as small as these gain nothing from more, and lose much on a busy machine."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def toy() -> Toy:
     """Heads are nodes 0..11 alone; relation 2 has no edge; there are duplicates, a self-loop, a

@@ -289,7 +289,8 @@ def start(options: argparse.Namespace) -> None:
 
 def finish(options: argparse.Namespace, rows: Sequence[Row], **extra: Any) -> None:
     """Prints the rows and writes the record, where a file was given."""
-    print(table(COLUMNS, [_cells(row) for row in rows]))
+    if rows:
+        print(table(COLUMNS, [_cells(row) for row in rows]))
     content = record(rows, **extra)
     print(f"\n{content['machine']}, commit {content['commit']}")
     if options.json is not None:

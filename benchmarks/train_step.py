@@ -80,7 +80,7 @@ def check(data: KGDataset, baseline: baselines.Baseline, batch: dict[str, Tensor
         if parameter.grad is None or other.grad is None:
             raise RuntimeError(f"{name} has no gradient")
         worst = max(worst, check_close(f"gradient of {name}", parameter.grad, other.grad))
-    return f"loss {float(losses[0]):.6f}; largest difference: {worst:.1e} of the largest value"
+    return f"loss {losses[0].item():.6f}; largest difference: {worst:.1e} of the largest value"
 
 
 def stepper(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callable[[], float]:
@@ -96,7 +96,7 @@ def stepper(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callable[
         loss.backward()
         optimizer.step()
         made += 1
-        return float(loss)
+        return loss.item()
 
     return step
 
@@ -138,9 +138,9 @@ def breakdown(
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     watched = (
         (model, "draw_masks", "draw masks (scores included)"),
-        (model.gcn, "forward", "recommendation: attention hops, users"),
+        (model.gcn, "messages", "recommendation: attention hops, users"),
         (model.gcn, "forward_ui", "user-item view"),
-        (model.gcn, "forward_kg", "KG view"),
+        (model.gcn, "kg_messages", "KG view"),
         (model.contrast_fn, "forward", "contrast"),
         (optimizer, "step", "Adam"),
     )

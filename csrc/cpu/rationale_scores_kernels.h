@@ -3,7 +3,7 @@
 
 namespace {
 
-constexpr int64_t kAhead = 10;
+constexpr int64_t kAhead = 8;
 
 // exp(logit - top) summed over unmasked edges, and their number; masked logits are -inf.
 template <class A>

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr int64_t kAhead = 10;
+constexpr int64_t kAhead = 8;
 constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
 
 // Unmasked edges of a row, counted up to two.

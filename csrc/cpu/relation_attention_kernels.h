@@ -7,7 +7,7 @@
 namespace {
 
 // Edges between asking for a row of memory and using it.
-constexpr int64_t kAhead = 10;
+constexpr int64_t kAhead = 8;
 
 // What a row's softmax has seen so far: the largest score and the sum of exp(score - top) by head.
 template <class A>

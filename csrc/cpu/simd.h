@@ -114,36 +114,88 @@ KGREC_INLINE Vec<A> vmax(Vec<A> a, Vec<A> b) {
   return a > b ? a : b;
 }
 
-// Sum of the lanes, always in the same order.
+// Sum and maximum of the lanes, by halves, always in the same order. Written for each vector size,
+// since g++ does not define __AVX2__ and the like below a target pragma.
+#if defined(__x86_64__)
+KGREC_INLINE float hsum4(__m128 v) {
+  v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+KGREC_INLINE double hsum2(__m128d v) {
+  return _mm_cvtsd_f64(_mm_add_sd(v, _mm_unpackhi_pd(v, v)));
+}
+KGREC_INLINE float hmax4(__m128 v) {
+  v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_max_ss(v, _mm_shuffle_ps(v, v, 1)));
+}
+KGREC_INLINE double hmax2(__m128d v) {
+  return _mm_cvtsd_f64(_mm_max_sd(v, _mm_unpackhi_pd(v, v)));
+}
+#if KGREC_VECTOR_BYTES == 16
+KGREC_INLINE float hsum_lanes(Vec<float> v) { return hsum4(v); }
+KGREC_INLINE double hsum_lanes(Vec<double> v) { return hsum2(v); }
+KGREC_INLINE float hmax_lanes(Vec<float> v) { return hmax4(v); }
+KGREC_INLINE double hmax_lanes(Vec<double> v) { return hmax2(v); }
+#else
+KGREC_INLINE float hsum8(__m256 v) {
+  return hsum4(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+}
+KGREC_INLINE double hsum4(__m256d v) {
+  return hsum2(_mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1)));
+}
+KGREC_INLINE float hmax8(__m256 v) {
+  return hmax4(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
+}
+KGREC_INLINE double hmax4(__m256d v) {
+  return hmax2(_mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1)));
+}
+#if KGREC_VECTOR_BYTES == 32
+KGREC_INLINE float hsum_lanes(Vec<float> v) { return hsum8(v); }
+KGREC_INLINE double hsum_lanes(Vec<double> v) { return hsum4(v); }
+KGREC_INLINE float hmax_lanes(Vec<float> v) { return hmax8(v); }
+KGREC_INLINE double hmax_lanes(Vec<double> v) { return hmax4(v); }
+#else
+KGREC_INLINE float hsum_lanes(Vec<float> v) {
+  return hsum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+KGREC_INLINE double hsum_lanes(Vec<double> v) {
+  return hsum4(_mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)));
+}
+KGREC_INLINE float hmax_lanes(Vec<float> v) {
+  return hmax8(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
+}
+KGREC_INLINE double hmax_lanes(Vec<double> v) {
+  return hmax4(_mm256_max_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1)));
+}
+#endif
+#endif
+#else
+template <class V>
+KGREC_INLINE auto hsum_lanes(V v) {
+  auto sum = v[0];
+  for (size_t i = 1; i < sizeof(v) / sizeof(sum); ++i) {
+    sum += v[i];
+  }
+  return sum;
+}
+template <class V>
+KGREC_INLINE auto hmax_lanes(V v) {
+  auto top = v[0];
+  for (size_t i = 1; i < sizeof(v) / sizeof(top); ++i) {
+    top = v[i] > top ? v[i] : top;
+  }
+  return top;
+}
+#endif
+
 template <class A>
 KGREC_INLINE A hsum(Vec<A> v) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(A) == 4) {
-    return _mm512_reduce_add_ps(v);
-  } else {
-    return _mm512_reduce_add_pd(v);
-  }
-#else
-  A lane[Simd<A>::W];
-  std::memcpy(lane, &v, sizeof(v));
-  for (int half = Simd<A>::W / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      lane[i] += lane[i + half];
-    }
-  }
-  return lane[0];
-#endif
+  return hsum_lanes(v);
 }
 
 template <class A>
 KGREC_INLINE A hmax(Vec<A> v) {
-  A lane[Simd<A>::W];
-  std::memcpy(lane, &v, sizeof(v));
-  A top = lane[0];
-  for (int i = 1; i < Simd<A>::W; ++i) {
-    top = lane[i] > top ? lane[i] : top;
-  }
-  return top;
+  return hmax_lanes(v);
 }
 
 // e^x to about one unit in the last place. Results below the smallest normal number are 0; infinity

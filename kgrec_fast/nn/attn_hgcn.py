@@ -35,13 +35,14 @@ class AttnHGCN(Propagation):
     Graphs and raw edges. Where the arguments say ``edge_index, edge_type`` there stand either two
     tensors (int64 [2, E] heads and tails, int64 [E] relations from 0), or a
     :class:`~kgrec_fast.graph.RelGraph` of at most N rows and columns (or a
-    :class:`~kgrec_fast.nn.HopGraphs`, which makes later hops cheaper) and None. Where they
-    say ``inter_edge, inter_edge_w`` there stand int64 [2, M] (users and items) or an
-    :class:`~kgrec_fast.graph.InteractionGraph`, and the weights [M] in the order in which the interactions were given; None takes the graph's own
-    weights, or 1. Raw tensors are sorted into a graph that a small cache keeps as long as the same
-    tensors come back: edges newly drawn at each step pay for sorting, so prefer ``edge_mask`` and
-    ``inter_mask``, subsets of a fixed graph (an :class:`~kgrec_fast.graph.EdgeMask`, or bool [E] or
-    [M] in the caller's order). A layer with a mask computes what it would on the edges that remain.
+    :class:`~kgrec_fast.nn.HopGraphs`, which makes later hops cheaper) and None. Where they say
+    ``inter_edge, inter_edge_w`` there stand int64 [2, M] (users and items) or an
+    :class:`~kgrec_fast.graph.InteractionGraph`, and the weights [M] in the order in which the
+    interactions were given; None takes the graph's own weights, or 1. Raw tensors are sorted into a
+    graph that a small cache keeps as long as the same tensors come back: edges newly drawn at each
+    step pay for sorting, so prefer ``edge_mask`` and ``inter_mask``, subsets of a fixed graph (an
+    :class:`~kgrec_fast.graph.EdgeMask`, or bool [E] or [M] in the caller's order). A layer with a
+    mask computes what it would on the edges that remain.
 
     Message dropout happens in training mode only. It draws two numbers from torch's default
     generator a call, so that ``torch.manual_seed`` governs it.

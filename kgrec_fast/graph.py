@@ -144,7 +144,7 @@ class EdgeMask:
     def col(self) -> Tensor:
         """bool [E] in column order; copied when first asked for."""
         if self._col is None:
-            self._col = self.row[self._graph.columns()[3].long()]
+            self._col = self.row.index_select(0, self._graph.columns()[3])
         return self._col
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
 """Writes hopwise's own split of a data set as NAME.{train,valid,test}.inter, beside .kg and .link.
 
-Run it where hopwise is installed: ``python -m benchmarks.write_hopwise_split --out FOLDER``. Nothing
-of kgrec_fast is needed there. ``kgrec-fast train FOLDER --recbole-items`` trains on that split.
+Run it where hopwise is installed: ``python -m benchmarks.write_hopwise_split --out FOLDER``.
+Nothing of kgrec_fast is needed there. ``kgrec-fast train FOLDER --recbole-items`` trains on it.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def peak_in_fresh_process(module: str, function: str, *arguments: str) -> int | 
         RuntimeError: The process failed; the message holds what it printed.
     """
     command = [sys.executable, "-m", "benchmarks._memory", module, function, *arguments]
-    path = os.pathsep.join([str(ROOT), *sys.path[1:]])
+    path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     environment = {**os.environ, **_MALLOC, "PYTHONPATH": path}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -63,9 +63,11 @@ def choice_of(model: KGRec, masks: StepMasks) -> StepChoice:
     )
 
 
-def check(data: KGDataset, baseline: baselines.Baseline, batch: dict[str, Tensor]) -> str:
+def check(
+    data: KGDataset, baseline: baselines.Baseline, batch: dict[str, Tensor], **hyper: Any
+) -> str:
     """Loss and gradients of both without message dropout, whose random numbers differ."""
-    model, reference = make_models(data, baseline, mess_dropout_rate=0.0)
+    model, reference = make_models(data, baseline, mess_dropout_rate=0.0, **hyper)
     masks = model.draw_masks()
     losses = (
         model.calculate_loss(batch, masks),
@@ -213,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = list(PairLoader(data, options.batch_size))
     if len(batches) > 1:
         del batches[-1]  # the last one is smaller
-    print(f"  {check(data, baseline, batches[0])}")
+    print(f"  {check(data, baseline, batches[0], **hyper)}")
 
     model, reference = make_models(data, baseline, **hyper)
     ours, theirs = interleave(

@@ -1,0 +1,211 @@
+"""Every benchmark runs to its end on tiny inputs, and says what it is expected to say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.stats import mannwhitneyu
+
+from benchmarks import (
+    baselines,
+    quality,
+    rationale_auc,
+    relation_attention,
+    train_step,
+    write_hopwise_split,
+)
+from kgrec_fast import ops
+from kgrec_fast.data.atomic import load_atomic
+
+
+def run(main: Callable[[list[str]], None], folder: Path, *arguments: str) -> dict:
+    """The record that a quick run with one thread wrote."""
+    path = folder / "record.json"
+    main(["--quick", "--threads", "1", "--json", str(path), *arguments])
+    return json.loads(path.read_text())
+
+
+def test_relation_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--graphs", "news", "product", "--baseline", "torch", "--no-memory")
+    rows = run(relation_attention.main, tmp_path, *arguments)["rows"]
+    measured = [(r["graph"], r["op"], r["direction"]) for r in rows]
+    one = [("relation_attention", d) for d in relation_attention.DIRECTIONS]
+    one += relation_attention.FLOORS
+    assert measured == [(g, *m) for g in ("news", "product") for m in one]
+    for row in rows:
+        assert row["seconds"] > 0
+        with_baseline = row["op"] == "relation_attention"
+        assert (row["baseline"] == "torch") == with_baseline
+        assert (row["ratio"] is not None) == with_baseline
+    printed = capsys.readouterr().out
+    assert "float64 reference" in printed
+    assert "gathering" in printed
+
+
+def test_relation_attention_memory(tmp_path: Path) -> None:
+    arguments = ("--graphs", "music", "--baseline", "torch")
+    rows = run(relation_attention.main, tmp_path, *arguments)["rows"]
+    for row in rows[:2]:
+        assert row["baseline_memory_bytes"] > row["memory_bytes"] > 0
+        expected = row["baseline_memory_bytes"] / row["memory_bytes"]
+        assert row["memory_ratio"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", ["output", "gradient of W"])
+def test_nothing_is_timed_after_a_mismatch(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = baselines.relation_attention
+
+    def broken(x: torch.Tensor, w: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
+        if wrong == "output":
+            return right(x, w, *rest, **named) * 1.001  # type: ignore[arg-type]
+        return right(x, w + 1e-3 * (w - w.detach()), *rest, **named)  # type: ignore[arg-type]
+
+    def no_timing(*_: object, **__: object) -> None:
+        raise AssertionError("something was timed")
+
+    monkeypatch.setattr(baselines, "relation_attention", broken)
+    monkeypatch.setattr(relation_attention, "MAX_ORACLE_EDGES", 0)
+    monkeypatch.setattr(relation_attention, "interleave", no_timing)
+    with pytest.raises(RuntimeError, match=wrong):
+        relation_attention.main(["--quick", "--graphs", "news", "--baseline", "torch"])
+
+
+def test_alibaba_is_read_with_inverse_edges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KGREC_FAST_DATA", str(tmp_path))
+    shaped = relation_attention.shaped_graph
+    monkeypatch.setattr(relation_attention, "shaped_graph", lambda n, scale: shaped(n, 0.002))
+    edges, source = relation_attention.load("alibaba-fashion")
+    assert source.startswith("generated")
+    assert "is absent" in capsys.readouterr().out
+    (tmp_path / "alibaba-fashion").mkdir()
+    (tmp_path / "alibaba-fashion" / "kg_final.txt").write_text("0 0 2\n1 1 2\n0 0 2\n")
+    edges, source = relation_attention.load("alibaba-fashion")
+    assert source == "kg_final.txt"
+    assert edges.edge_index.tolist() == [[0, 1, 2, 2], [2, 2, 0, 1]]
+    assert edges.edge_type.tolist() == [0, 1, 2, 3]
+    assert (edges.num_nodes, edges.num_relations) == (3, 4)
+
+
+def test_baseline_computes_relation_attention() -> None:
+    edges, _ = relation_attention.load("news", quick=True)
+    problem = relation_attention.Problem.make(edges).double()
+    graph = relation_attention.build(edges)
+    leaves = problem.leaves()
+    x, w, relation = leaves
+    heads = relation_attention.HEADS
+    out = ops.relation_attention_reference(x @ w, x, relation, graph, heads)
+    expected = [out, *torch.autograd.grad(out, leaves, problem.grad)]
+    baseline = baselines.find_baseline()
+    given = relation_attention.call(
+        relation_attention.theirs(edges, baseline), problem, "forward+backward"
+    )
+    for ours, theirs in zip(expected, given, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_unknown_baseline() -> None:
+    with pytest.raises(ValueError, match="numpy"):
+        baselines.find_baseline("numpy")
+
+
+@pytest.mark.filterwarnings("error:mae_msize")
+def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = run(train_step.main, tmp_path, "--baseline", "torch")["rows"]
+    assert row["op"] == "train_step"
+    assert row["baseline"] == "reference on torch"
+    parts = row["extra"]["parts"]
+    assert parts["whole step"] > parts["backward"] > 0
+    for part in ("draw masks", "attention hops", "user-item view", "KG view", "contrast", "Adam"):
+        assert sum(part in name for name in parts) == 1
+    assert "part of our step" in capsys.readouterr().out
+
+
+def test_auc_is_that_of_mann_whitney() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score = torch.randint(8, (300,), generator=generator).float()  # many ties
+    truth = torch.rand(300, generator=generator) < 0.3
+    u = mannwhitneyu(score[truth].numpy(), score[~truth].numpy()).statistic
+    expected = u / (int(truth.sum()) * int((~truth).sum()))
+    assert rationale_auc.auc(score, truth) == pytest.approx(float(expected))
+    with pytest.raises(ValueError, match="truth"):
+        rationale_auc.auc(score, torch.ones(300, dtype=torch.bool))
+
+
+def test_rationale_auc(tmp_path: Path) -> None:
+    content = run(rationale_auc.main, tmp_path, "--seeds", "0", "5")
+    assert [f["seed"] for f in content["findings"]] == [0, 5]
+    for finding in content["findings"]:
+        assert 0 <= finding["trained"] <= 1
+        for count in ("head_degree", "tail_degree", "relation_frequency"):
+            assert finding[count] == pytest.approx(0.5, abs=0.02)
+    assert [len(c["trained"]) for c in content["curves"]] == [2, 2]
+
+
+@pytest.mark.filterwarnings("error:mae_msize")
+def test_frozen_attention_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison trains everything but W_Q, from the same initial values."""
+    models = []
+    make = rationale_auc.make_model
+
+    def recording(*arguments: object, **hyper: object) -> object:
+        model = make(*arguments, **hyper)  # type: ignore[arg-type]
+        models.append((model, {k: v.clone() for k, v in model.state_dict().items()}))
+        return model
+
+    monkeypatch.setattr(rationale_auc, "make_model", recording)
+    rationale_auc.find(3, 1, 64, 1e-3, verbose=False, quick=True)
+    (trained, first), (frozen, second) = models
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+    assert torch.equal(frozen.gcn.W_Q, second["gcn.W_Q"])
+    assert not torch.equal(trained.gcn.W_Q, first["gcn.W_Q"])
+    relation = "gcn.relation_embedding.weight"
+    assert not torch.equal(frozen.state_dict()[relation], second[relation])
+
+
+def test_quality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = run(quality.main, tmp_path, "--seeds", "1", "2")
+    assert [r["seed"] for r in content["runs"]] == [1, 2]
+    for each in content["runs"]:
+        best = max(each["valid_curve"])
+        assert each["valid"]["ndcg@10"] == best == each["valid_curve"][each["best_epoch"] - 1]
+        assert set(each["test"]) == set(quality.METRICS)
+    printed = capsys.readouterr().out
+    assert "+-" in printed
+    assert "hopwise" in printed
+
+
+def test_splits_are_read_back(tmp_path: Path) -> None:
+    pairs = {
+        "train": [("u1", "i1"), ("u1", "i2"), ("u2", "i1")],
+        "valid": [("u1", "i3")],
+        "test": [("u2", "i3")],
+    }
+    for part in write_hopwise_split.PARTS:
+        path = tmp_path / f"x.{part}.inter"
+        assert write_hopwise_split.write_part(path, pairs[part]) == len(pairs[part])
+    (tmp_path / "x.kg").write_text(
+        "head_id:token\trelation_id:token\ttail_id:token\na\tr\tb\nb\tr\tc\n"
+    )
+    (tmp_path / "x.link").write_text("item_id:token\tentity_id:token\ni1\ta\ni2\tb\ni3\tc\n")
+    data = load_atomic(tmp_path, recbole_items=True)
+    for part in write_hopwise_split.PARTS:
+        users, items = data.split(part).tolist()
+        read = [
+            (data.user_tokens[u], data.item_tokens[i]) for u, i in zip(users, items, strict=True)
+        ]
+        assert read == pairs[part]
+
+
+def test_hopwise_must_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hopwise", None)
+    with pytest.raises(SystemExit, match="pip install hopwise"):
+        write_hopwise_split.main(["--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -35,6 +35,7 @@ from kgrec_fast.training import (
     load_config,
     read_dataset,
 )
+from kgrec_fast.training.memory import keep_freed_memory
 from kgrec_fast.training.recommend import find_users, load_run, rationale_edges, recommend
 from kgrec_fast.training.report import ConsoleReporter, dataset_table, metrics_table, plain_table
 
@@ -185,6 +186,7 @@ def train(
         else:
             config = _configure(config_file, options, assignments)
         _set_threads(config.training.threads)
+        keep_freed_memory()
         with _warnings_as_notes(console):
             data = read_dataset(config)
         console.print(dataset_table(data))

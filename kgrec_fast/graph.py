@@ -22,6 +22,10 @@ MAX_WHOLE_ROW = 2048
 # Edges plus rows that one part of the work should hold, and how many parts there may be.
 PART_SIZE = 8192
 MAX_PARTS = 256
+# With many relations there are fewer parts, so that there is at most one slot (see _relation_slots)
+# for this many edges and rows; but not fewer parts than these, for the threads to share.
+SLOT_SHARE = 16
+MIN_PARTS = 8
 
 G = TypeVar("G", bound="_Graph")
 
@@ -216,7 +220,8 @@ class _Graph:
             }
             for name, value in made.items():
                 object.__setattr__(self, name, value)  # a cache, not a change of value
-        return self.colptr, self.col_row, self.col_rel, self.col_pos, self.col_part  # type: ignore[return-value]
+        columns = (self.colptr, self.col_row, self.col_rel, self.col_pos, self.col_part)
+        return columns  # type: ignore[return-value]
 
     def tensors(self, columns: bool) -> list[Tensor]:
         """The graph as ops take it: nine tensors in row order, five more with the column order."""
@@ -251,7 +256,7 @@ class _Graph:
         device = torch.device(device)
         if self.rowptr.to(device).device == self.device:
             return self
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device)
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -282,9 +287,9 @@ def _build(head: Tensor, tail: Tensor, rel: Tensor | None, sizes: tuple[int, int
     num_rows, num_cols, num_relations = sizes
     order = _sort_by(head, rel, num_relations)
     rowptr = _pointers(head, num_rows)
-    # Parts times relations bounds the workspace of the relation gradients.
-    most = max(1, (head.numel() + num_rows) // max(num_relations, 1))
-    part = _partition(rowptr, min(MAX_PARTS, most))
+    # The workspace of the relation gradients grows with parts times relations.
+    most = (head.numel() + num_rows) // (SLOT_SHARE * max(num_relations, 1))
+    part = _partition(rowptr, min(MAX_PARTS, max(MIN_PARTS, most)))
     empty = torch.empty(0, dtype=torch.int32, device=head.device)
     slots = (empty, torch.zeros(1, dtype=torch.int64, device=head.device), empty)
     rel = empty if rel is None else rel.int()[order]

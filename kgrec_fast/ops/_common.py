@@ -49,7 +49,9 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     device_type = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
-        return tuple(x.to(dtype) if any(x is t for t in tensors) else x for x in operands)
+        return tuple(
+            x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in operands
+        )
 
 
 def wants_grad(*tensors: Tensor | None) -> bool:

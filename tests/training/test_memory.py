@@ -1,0 +1,32 @@
+"""The allocator setting: large blocks come back without page faults. In processes of their own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import resource, sys, torch
+from kgrec_fast.training.memory import keep_freed_memory
+taken = keep_freed_memory() if sys.argv[1] == "keep" else True
+torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(1 << 24)
+print(int(taken), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(mode: str) -> tuple[int, int]:
+    command = [sys.executable, "-c", PROGRAM, mode]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    taken, faults = map(int, done.stdout.split())
+    return taken, faults
+
+
+def test_freed_memory_is_kept() -> None:
+    pages = 10 * (4 << 24) // 4096
+    taken, faults = run("keep")
+    assert taken == 1
+    assert faults < pages // 20
+    assert run("default")[1] > 10 * max(faults, 1)

@@ -9,7 +9,8 @@ PROGRAM = """
 import resource, sys, torch
 from kgrec_fast.training.memory import keep_freed_memory
 taken = keep_freed_memory() if sys.argv[1] == "keep" else True
-torch.ones(1 << 24)
+for _ in range(3):
+    torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
     torch.ones(1 << 24)

@@ -1,0 +1,53 @@
+"""The documents keep their word: Python blocks run, the YAML example loads, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from kgrec_fast.training import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(path: Path, language: str) -> list[tuple[int, str]]:
+    """(line of the fence, text) of every fenced block in a language."""
+    text = path.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, match.start()) + 1, match.group(1)) for match in found]
+
+
+def test_python_blocks_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = blocks(ROOT / "README.md", "python")
+    assert len(examples) == 3
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, object] = {"__name__": "readme"}
+    for line, text in examples:  # each continues the ones before it
+        # Padded, so that a traceback names the line of the README.
+        exec(compile("\n" * line + text, str(ROOT / "README.md"), "exec"), names)
+    assert (tmp_path / "runs" / "example" / "metrics.json").is_file()
+    assert 0 < float(capsys.readouterr().out) < 1
+
+
+def test_yaml_example_is_a_configuration(tmp_path: Path) -> None:
+    ((_, text),) = blocks(ROOT / "docs" / "training.md", "yaml")
+    file = tmp_path / "config.yaml"
+    file.write_text(text, encoding="utf-8")
+    config = load_config(file)
+    assert config.dataset.name is not None
+    assert config != load_config()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(path: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert local
+    assert not [link for link in local if not (path.parent / link).exists()]

@@ -1,4 +1,4 @@
-"""The documents keep their word: Python blocks run, the YAML example loads, links lead somewhere."""
+"""The documents keep their word: Python runs, the YAML example loads, links lead somewhere."""
 
 from __future__ import annotations
 

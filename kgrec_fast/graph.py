@@ -19,9 +19,12 @@ from torch import Tensor
 MAX_ID = 2**31 - 1
 # Rows up to this many edges are never cut; longer ones may be shared by several parts.
 MAX_WHOLE_ROW = 2048
-# Edges plus rows that one part of the work should hold, and how many parts there may be.
-PART_SIZE = 8192
+# Work is counted in rows, an edge being as much as four. What one part should hold, how many parts
+# there may be, and what their number is a multiple of, for threads to have as many each.
+EDGE_COST = 4
+PART_COST = 4 * 8192
 MAX_PARTS = 256
+PART_MULTIPLE = 8
 # With many relations there are fewer parts, so that there is at most one slot (see _relation_slots)
 # for this many edges and rows; but not fewer parts than these, for the threads to share.
 SLOT_SHARE = 16
@@ -97,14 +100,17 @@ def _partition(pointers: Tensor, max_parts: int = MAX_PARTS) -> Tensor:
     boundary lies at the start of a row, or, where a row is longer than MAX_WHOLE_ROW, inside it.
     """
     num_rows, num_edges = pointers.numel() - 1, int(pointers[-1])
-    cost = num_rows + num_edges
-    parts = max(1, min(cost // PART_SIZE, max_parts))
+    cost = num_rows + EDGE_COST * num_edges
+    parts = max(1, min(cost // PART_COST, max_parts))
+    if parts > 1:
+        parts = -(-parts // PART_MULTIPLE) * PART_MULTIPLE
+    rows = torch.arange(num_rows + 1, dtype=torch.int64, device=pointers.device)
     targets = torch.arange(parts + 1, dtype=torch.int64, device=pointers.device) * cost // parts
-    diagonal = pointers + torch.arange(num_rows + 1, dtype=torch.int64, device=pointers.device)
-    row = torch.searchsorted(diagonal, targets, right=True) - 1
+    before = EDGE_COST * pointers + rows
+    row = torch.searchsorted(before, targets, right=True) - 1
     start = pointers[row]
     length = pointers[(row + 1).clamp(max=num_rows)] - start
-    inside = torch.minimum(targets - diagonal[row], length)
+    inside = torch.minimum((targets - before[row]) // EDGE_COST, length)
     edge = torch.where(length > MAX_WHOLE_ROW, start + inside, start)
     return torch.stack([row, edge])
 

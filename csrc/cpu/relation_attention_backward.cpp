@@ -85,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     KGREC_ISA_CALL(attention_reduce_relations, params, begin, end);
   });
   zero_rows_from(grad_relation, params.slots.num_relations);
-  zero_rows_from(row_grad_query, num_rows);
+  // Rows between the two counts, if any, are written by the column pass alone.
+  zero_rows_from(row_grad_query, std::max(num_rows, num_cols));
 
   std::fill(partial_row.begin(), partial_row.end(), -1);
   parallel_parts(params.col.num_parts, [&](int64_t begin, int64_t end) {

@@ -97,10 +97,10 @@ KGREC_INLINE void block_weights(
   }
   A* kept = static_cast<A*>(p.edge_weight);
   for (int j = 0; j < block.count; ++j) {
-    A* edge = kept + block.edge[j] * 2 * p.num_heads;
+    A* edge = kept + block.edge[j] * 2 * shape.heads;
     for (int k = 0; k < shape.heads; ++k) {
       edge[k] = block.score[k * block.kSize + j];
-      edge[p.num_heads + k] = block.grad[k * block.kSize + j];
+      edge[shape.heads + k] = block.grad[k * block.kSize + j];
     }
   }
 }
@@ -230,7 +230,7 @@ void column_part(
         const int64_t head = order.idx[ahead];
         prefetch_row(query + head * p.query.stride, p.width * sizeof(T));
         prefetch_row(grad_out + head * p.grad_out.stride, p.width * sizeof(A));
-        __builtin_prefetch(edge_weight + int64_t(order.pos[ahead]) * 2 * p.num_heads);
+        __builtin_prefetch(edge_weight + int64_t(order.pos[ahead]) * 2 * shape.heads);
       }
       if (order.mask != nullptr && order.mask[e] == 0) {
         continue;
@@ -243,9 +243,9 @@ void column_part(
       const int64_t head = order.idx[e];
       const T* head_query = query + head * p.query.stride;
       const A* head_grad = grad_out + head * p.grad_out.stride;
-      const A* kept = edge_weight + int64_t(order.pos[e]) * 2 * p.num_heads;
+      const A* kept = edge_weight + int64_t(order.pos[e]) * 2 * shape.heads;
       for (int k = 0; k < shape.heads; ++k) {
-        const V weight = splat(kept[k]), grad = splat(kept[p.num_heads + k]);
+        const V weight = splat(kept[k]), grad = splat(kept[shape.heads + k]);
         for (int i = k * shape.head_vectors; i < (k + 1) * shape.head_vectors; ++i) {
           values.v[i] += weight * shape.get(head_grad, i);
           queries.v[i] += grad * shape.get(head_query, i);
@@ -266,10 +266,15 @@ void column_part(
     }
     T* value_out = static_cast<T*>(p.grad_value) + col * p.width;
     T* query_out = static_cast<T*>(p.grad_query) + col * p.width;
-    const A* from_rows = row_grad_query + col * p.width;
+    // A column that is no row has met no row pass.
+    const A* from_rows = col < p.row.num_rows ? row_grad_query + col * p.width : nullptr;
     for (int i = 0; i < shape.vectors; ++i) {
+      V sum = grad_query.v[i] * splat(scale);
+      if (from_rows != nullptr) {
+        sum += shape.get(from_rows, i);
+      }
       shape.put(value_out, i, grad_value.v[i]);
-      shape.put(query_out, i, shape.get(from_rows, i) + grad_query.v[i] * splat(scale));
+      shape.put(query_out, i, sum);
     }
   });
 }
@@ -352,10 +357,11 @@ void attention_column_merge(const AttentionBackwardParams& p) {
     const A* from_rows = static_cast<const A*>(p.row_grad_query);
     merge_halves(
         p, shape, 2 * p.col.num_parts, [&](int64_t col, int i, Vec<A> values, Vec<A> queries) {
+          if (col < p.row.num_rows) {
+            queries += shape.get(from_rows + col * p.width, i);
+          }
           shape.put(grad_value + col * p.width, i, values);
-          shape.put(
-              grad_query + col * p.width, i,
-              shape.get(from_rows + col * p.width, i) + queries);
+          shape.put(grad_query + col * p.width, i, queries);
         });
   });
 }

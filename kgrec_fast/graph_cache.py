@@ -61,9 +61,7 @@ def _cached(tensors: tuple[Tensor, ...], sizes: _Key, build: Callable[[], G]) ->
     key = (*sizes, *((id(x), x._version, x.data_ptr()) for x in tensors))
     with _lock:
         found = _entries.get(key)
-        if found is not None and all(
-            ref() is x for ref, x in zip(found[0], tensors, strict=True)
-        ):
+        if found is not None and all(ref() is x for ref, x in zip(found[0], tensors, strict=True)):
             _entries.move_to_end(key)
             return found[1]  # type: ignore[return-value]
     graph = build()

@@ -7,11 +7,11 @@ namespace kgrec {
 
 // One order of the edges. In row order `idx` is the tail of each edge, in column order its head.
 struct OrderView {
-  const int64_t* ptr = nullptr;      // [num_rows + 1]
-  const int32_t* idx = nullptr;      // [E]
-  const int32_t* rel = nullptr;      // [E], null without relations
-  const int32_t* pos = nullptr;      // [E] position in row order, null in row order itself
-  const uint8_t* mask = nullptr;     // [E] non-zero where the edge is kept, null for all
+  const int64_t* ptr = nullptr;        // [num_rows + 1]
+  const int32_t* idx = nullptr;        // [E]
+  const int32_t* rel = nullptr;        // [E], null without relations
+  const int32_t* pos = nullptr;        // [E] position in row order, null in row order itself
+  const uint8_t* mask = nullptr;       // [E] non-zero where the edge is kept, null for all
   const int64_t* part_row = nullptr;   // [num_parts + 1]
   const int64_t* part_edge = nullptr;  // [num_parts + 1]
   int64_t num_rows = 0;

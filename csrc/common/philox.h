@@ -45,13 +45,14 @@ struct PhiloxDraw {
 
 KGREC_HOST_DEVICE inline PhiloxDraw philox_draw(int64_t seed, int64_t step, int64_t stream) {
   const uint64_t s = static_cast<uint64_t>(seed);
-  return {static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(step),
-          static_cast<uint32_t>(stream)};
+  return {
+      static_cast<uint32_t>(s), static_cast<uint32_t>(s >> 32), static_cast<uint32_t>(step),
+      static_cast<uint32_t>(stream)};
 }
 
 // One round on the counter c0..c3, in place. k0 and k1 are that round's key.
-KGREC_HOST_DEVICE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3,
-                                           uint32_t k0, uint32_t k1) {
+KGREC_HOST_DEVICE inline void philox_round(
+    uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
   const uint64_t p0 = static_cast<uint64_t>(kPhiloxMultiplier0) * c0;
   const uint64_t p1 = static_cast<uint64_t>(kPhiloxMultiplier1) * c2;
   c0 = static_cast<uint32_t>(p1 >> 32) ^ c1 ^ k0;
@@ -61,8 +62,8 @@ KGREC_HOST_DEVICE inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t&
 }
 
 // The four words of one block.
-KGREC_HOST_DEVICE inline void philox_block(const PhiloxDraw& draw, uint64_t block,
-                                           uint32_t words[kPhiloxWords]) {
+KGREC_HOST_DEVICE inline void philox_block(
+    const PhiloxDraw& draw, uint64_t block, uint32_t words[kPhiloxWords]) {
   uint32_t c0 = static_cast<uint32_t>(block), c1 = static_cast<uint32_t>(block >> 32);
   uint32_t c2 = draw.step, c3 = draw.stream;
   uint32_t k0 = draw.seed_low, k1 = draw.seed_high;

@@ -10,15 +10,15 @@ struct AggregateParams {
   OrderView order;
   DType dtype = DType::f32;
   int64_t width = 0;
-  Matrix x;                              // [*, width]
-  Matrix relation;                       // [R, width], null for none
-  const void* weight = nullptr;          // [E] accumulate type, row order; null for ones
-  const void* source_scale = nullptr;    // [*] accumulate type, by idx; null for ones
-  void* inverse_count = nullptr;         // [num_rows] accumulate type: written, and scales the sum
-  void* out = nullptr;                   // [num_rows, width]
-  void* partial = nullptr;               // [2 * num_parts, width] accumulate type
-  int64_t* partial_row = nullptr;        // [2 * num_parts], -1 where there is no share
-  int64_t* partial_count = nullptr;      // [2 * num_parts]
+  Matrix x;                            // [*, width]
+  Matrix relation;                     // [R, width], null for none
+  const void* weight = nullptr;        // [E] accumulate type, row order; null for ones
+  const void* source_scale = nullptr;  // [*] accumulate type, by idx; null for ones
+  void* inverse_count = nullptr;       // [num_rows] accumulate type: written, and scales the sum
+  void* out = nullptr;                 // [num_rows, width]
+  void* partial = nullptr;             // [2 * num_parts, width] accumulate type
+  int64_t* partial_row = nullptr;      // [2 * num_parts], -1 where there is no share
+  int64_t* partial_count = nullptr;    // [2 * num_parts]
 };
 
 struct EdgeDotParams {

@@ -42,7 +42,8 @@ template <class A>
 struct EdgeBlock {
   static constexpr int kSize = 64;
   explicit EdgeBlock(int64_t num_heads)
-      : memory(new A[2 * num_heads * kSize]), score(memory.get()),
+      : memory(new A[2 * num_heads * kSize]),
+        score(memory.get()),
         grad(score + num_heads * kSize) {}
   std::unique_ptr<A[]> memory;
   A* score;  // [num_heads, kSize]

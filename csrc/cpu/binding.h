@@ -21,8 +21,22 @@ using Graph = std::vector<Tensor>;
 
 // Places in the list that kgrec_fast.graph hands to every op.
 enum GraphIndex : size_t {
-  kRowPtr, kHead, kCol, kRel, kPerm, kPart, kSlot, kSlotPtr, kSlotPerm, kRowTensors,
-  kColPtr = kRowTensors, kColRow, kColRel, kColPos, kColPart, kAllTensors
+  kRowPtr,
+  kHead,
+  kCol,
+  kRel,
+  kPerm,
+  kPart,
+  kSlot,
+  kSlotPtr,
+  kSlotPerm,
+  kRowTensors,
+  kColPtr = kRowTensors,
+  kColRow,
+  kColRel,
+  kColPos,
+  kColPart,
+  kAllTensors
 };
 
 inline DType dtype_of(const Tensor& x, const char* name) {
@@ -66,8 +80,7 @@ inline Tensor operand(const Tensor& x, const char* name, int64_t rows, const Ten
   Tensor y = row_strided(x, name);
   STD_TORCH_CHECK(
       y.size(1) == like.size(1), name, " has ", y.size(1), " columns, expected ", like.size(1));
-  STD_TORCH_CHECK(
-      y.size(0) >= rows, name, " has ", y.size(0), " rows, expected at least ", rows);
+  STD_TORCH_CHECK(y.size(0) >= rows, name, " has ", y.size(0), " rows, expected at least ", rows);
   return y;
 }
 

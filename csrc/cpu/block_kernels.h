@@ -30,7 +30,8 @@ KGREC_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
 // to[i] = from[i], widened or rounded where one of the two is a half type.
 template <class To, class From>
 KGREC_INLINE void convert(const From* from, To* to, int64_t size) {
-  for_vectors<acc_t<From>>(size, [&](int64_t i, int n) { store_n(to + i, load_n(from + i, n), n); });
+  for_vectors<acc_t<From>>(
+      size, [&](int64_t i, int n) { store_n(to + i, load_n(from + i, n), n); });
 }
 
 template <class A>

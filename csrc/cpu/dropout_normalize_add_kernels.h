@@ -50,8 +50,7 @@ KGREC_INLINE void for_rows(
 }
 
 template <class T, class S>
-void forward_rows(
-    const DropoutNormalizeAddParams& p, const S& shape, int64_t begin, int64_t end) {
+void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   using V = Vec<A>;
   constexpr int W = Simd<A>::W;
@@ -163,8 +162,7 @@ KGREC_INLINE void for_width(int64_t width, F&& f) {
 
 }  // namespace
 
-void dropout_normalize_add_rows(
-    const DropoutNormalizeAddParams& p, int64_t begin, int64_t end) {
+void dropout_normalize_add_rows(const DropoutNormalizeAddParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
     for_width<T>(p.width, [&](const auto& shape) { forward_rows<T>(p, shape, begin, end); });

@@ -25,7 +25,8 @@ bool machine_has(Isa isa) {
 
 Isa best() {
   return machine_has(Isa::avx512) ? Isa::avx512
-                                  : machine_has(Isa::avx2) ? Isa::avx2 : Isa::baseline;
+         : machine_has(Isa::avx2) ? Isa::avx2
+                                  : Isa::baseline;
 }
 
 Isa chosen() {

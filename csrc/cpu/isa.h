@@ -18,12 +18,12 @@ Isa active_isa();
 
 // Calls `function` of the namespace of the active instruction set.
 #if KGREC_X86_VARIANTS
-#define KGREC_ISA_CALL(function, ...)                                        \
-  (::kgrec::cpu::active_isa() == ::kgrec::cpu::Isa::avx512                   \
-       ? ::kgrec::cpu::avx512::function(__VA_ARGS__)                         \
-       : ::kgrec::cpu::active_isa() == ::kgrec::cpu::Isa::avx2               \
-             ? ::kgrec::cpu::avx2::function(__VA_ARGS__)                     \
-             : ::kgrec::cpu::baseline::function(__VA_ARGS__))
+#define KGREC_ISA_CALL(function, ...)                      \
+  (::kgrec::cpu::active_isa() == ::kgrec::cpu::Isa::avx512 \
+       ? ::kgrec::cpu::avx512::function(__VA_ARGS__)       \
+   : ::kgrec::cpu::active_isa() == ::kgrec::cpu::Isa::avx2 \
+       ? ::kgrec::cpu::avx2::function(__VA_ARGS__)         \
+       : ::kgrec::cpu::baseline::function(__VA_ARGS__))
 #else
 #define KGREC_ISA_CALL(function, ...) ::kgrec::cpu::baseline::function(__VA_ARGS__)
 #endif

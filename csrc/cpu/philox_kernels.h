@@ -42,8 +42,7 @@ KGREC_INLINE void store_blocks(
 }
 
 // The words of `blocks` blocks from `first` on.
-inline void philox_fill(
-    const PhiloxDraw& draw, uint64_t first, int64_t blocks, uint32_t* words) {
+inline void philox_fill(const PhiloxDraw& draw, uint64_t first, int64_t blocks, uint32_t* words) {
   PhiloxVec lane;
   for (int l = 0; l < kPhiloxLanes; ++l) {
     lane[l] = l;
@@ -74,8 +73,7 @@ inline void philox_fill(
     }
 #pragma GCC unroll 4
     for (int u = 0; u < kPhiloxChains; ++u) {
-      store_blocks(
-          c0[u], c1[u], c2[u], c3[u], words + kPhiloxWords * (b + u * kPhiloxLanes));
+      store_blocks(c0[u], c1[u], c2[u], c3[u], words + kPhiloxWords * (b + u * kPhiloxLanes));
     }
   }
 }

@@ -133,8 +133,7 @@ void join_shares(const RationaleParams& p) {
     const int64_t row = p.partial_row[first];
     int64_t last = first + 1;
     RowSoftmax<A> whole;
-    while (row >= 0 && last < pieces &&
-           (p.partial_row[last] == row || p.partial_row[last] < 0)) {
+    while (row >= 0 && last < pieces && (p.partial_row[last] == row || p.partial_row[last] < 0)) {
       ++last;
     }
     for (int64_t s = first; s < last; ++s) {

@@ -26,9 +26,8 @@ KGREC_INLINE int count_to_two(const OrderView& order, int64_t row) {
 // score = Q[t] . (Q[h] * Rel[r]) / sqrt(d) and grad = X[t] . (dO[h] * Rel[r]) for the block.
 template <class S>
 KGREC_INLINE void block_scores_and_grads(
-    const AttentionBackwardParams& p, const S& shape, int64_t row,
-    EdgeBlock<typename S::A>& block, typename S::Row& key, typename S::Row& grad_key,
-    typename S::A scale) {
+    const AttentionBackwardParams& p, const S& shape, int64_t row, EdgeBlock<typename S::A>& block,
+    typename S::Row& key, typename S::Row& grad_key, typename S::A scale) {
   using T = typename S::Element;
   using A = typename S::A;
   using V = typename S::V;
@@ -73,8 +72,8 @@ KGREC_INLINE void block_scores_and_grads(
 // Replaces score by a_e and grad by ds_e, and keeps both for the column pass.
 template <class S>
 KGREC_INLINE void block_weights(
-    const AttentionBackwardParams& p, const S& shape, int64_t row,
-    EdgeBlock<typename S::A>& block, const typename S::A* delta, bool single) {
+    const AttentionBackwardParams& p, const S& shape, int64_t row, EdgeBlock<typename S::A>& block,
+    const typename S::A* delta, bool single) {
   using A = typename S::A;
   using V = typename S::V;
   const A* lse = static_cast<const A*>(p.lse) + row * p.num_heads;
@@ -289,8 +288,7 @@ void merge_halves(
   for (int64_t first = 0; first < pieces;) {
     const int64_t row = p.partial_row[first];
     int64_t last = first + 1;
-    while (row >= 0 && last < pieces &&
-           (p.partial_row[last] == row || p.partial_row[last] < 0)) {
+    while (row >= 0 && last < pieces && (p.partial_row[last] == row || p.partial_row[last] < 0)) {
       ++last;
     }
     for (int i = 0; row >= 0 && i < shape.vectors; ++i) {
@@ -328,10 +326,9 @@ void attention_row_merge(const AttentionBackwardParams& p) {
     using A = acc_t<decltype(t)>;
     const AnyShape<decltype(t)> shape(p.width, 1);
     A* out = static_cast<A*>(p.row_grad_query);
-    merge_halves(
-        p, shape, 2 * p.row.num_parts, [&](int64_t row, int i, Vec<A> sum, Vec<A>) {
-          shape.put(out + row * p.width, i, sum);
-        });
+    merge_halves(p, shape, 2 * p.row.num_parts, [&](int64_t row, int i, Vec<A> sum, Vec<A>) {
+      shape.put(out + row * p.width, i, sum);
+    });
   });
 }
 

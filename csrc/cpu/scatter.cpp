@@ -19,8 +19,7 @@ constexpr int64_t kSharedWidth = 8;
 template <class F>
 void parallel_rows(const ScatterParams& p, const F& f) {
   if (p.rows > 0 && p.width > 0) {
-    torch::stable::parallel_for(
-        0, p.rows, std::max<int64_t>(1, kGrainElements / p.width), f);
+    torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, kGrainElements / p.width), f);
   }
 }
 
@@ -138,8 +137,7 @@ Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size)
   const auto tasks = [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t range = task % ranges;
-      KGREC_ISA_CALL(
-          scatter_sum_range, params, task / ranges, bounds[range], bounds[range + 1]);
+      KGREC_ISA_CALL(scatter_sum_range, params, task / ranges, bounds[range], bounds[range + 1]);
     }
   };
   if (params.batches > 0) {
@@ -209,9 +207,8 @@ Tensor scatter_softmax_backward(
     KGREC_ISA_CALL(scatter_multiply_rows, params, begin, end);
   });
   parallel_ranges(
-      ranges_of(params, torch::stable::get_num_threads()), [&](int64_t begin, int64_t end) {
-        KGREC_ISA_CALL(scatter_add_work, params, begin, end);
-      });
+      ranges_of(params, torch::stable::get_num_threads()),
+      [&](int64_t begin, int64_t end) { KGREC_ISA_CALL(scatter_add_work, params, begin, end); });
   parallel_rows(params, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_softmax_backward_rows, params, begin, end);
   });

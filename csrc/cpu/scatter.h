@@ -10,17 +10,17 @@ namespace kgrec::cpu {
 // sorted, and nothing is added atomically.
 struct ScatterParams {
   DType dtype = DType::f32;
-  int64_t batches = 1;             // src is [batches, rows, width]
+  int64_t batches = 1;  // src is [batches, rows, width]
   int64_t rows = 0;
   int64_t width = 0;
   int64_t size = 0;                // rows of the result
   const int64_t* index = nullptr;  // [rows]
   const void* src = nullptr;
-  const void* grad = nullptr;      // [rows, width], gradient of a softmax
-  void* out = nullptr;             // [batches, size, width], or [rows, width] of a softmax
-  void* sum = nullptr;             // [batches, size, width] accumulate type
-  void* top = nullptr;             // [size, width] accumulate type
-  void* work = nullptr;            // [rows, width] accumulate type
+  const void* grad = nullptr;  // [rows, width], gradient of a softmax
+  void* out = nullptr;         // [batches, size, width], or [rows, width] of a softmax
+  void* sum = nullptr;         // [batches, size, width] accumulate type
+  void* top = nullptr;         // [size, width] accumulate type
+  void* work = nullptr;        // [rows, width] accumulate type
 };
 
 }  // namespace kgrec::cpu

@@ -21,8 +21,7 @@ KGREC_INLINE void for_range(const ScatterParams& p, int64_t begin, int64_t end, 
 }
 
 template <class T>
-void add_range(
-    const ScatterParams& p, const T* src, acc_t<T>* sum, int64_t begin, int64_t end) {
+void add_range(const ScatterParams& p, const T* src, acc_t<T>* sum, int64_t begin, int64_t end) {
   std::fill(sum + begin * p.width, sum + end * p.width, acc_t<T>(0));
   if constexpr (sizeof(T) > 2) {
     if (p.width == 1) {
@@ -61,8 +60,7 @@ void top_range(const ScatterParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   A* top = static_cast<A*>(p.top);
   const T* src = static_cast<const T*>(p.src);
-  std::fill(
-      top + begin * p.width, top + end * p.width, -std::numeric_limits<A>::infinity());
+  std::fill(top + begin * p.width, top + end * p.width, -std::numeric_limits<A>::infinity());
   for_range(p, begin, end, [&](int64_t e, int64_t row) {
     for (int64_t j = 0; j < p.width; ++j) {
       const A x = scalar(src + e * p.width + j);
@@ -99,8 +97,7 @@ void divide_rows(const ScatterParams& p, int64_t begin, int64_t end) {
   }
   if constexpr (sizeof(T) == 2) {
     convert(
-        work + begin * p.width, static_cast<T*>(p.out) + begin * p.width,
-        (end - begin) * p.width);
+        work + begin * p.width, static_cast<T*>(p.out) + begin * p.width, (end - begin) * p.width);
   }
 }
 

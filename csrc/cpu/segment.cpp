@@ -32,8 +32,7 @@ SegmentParams params_of(const Tensor& src, const Tensor& ptr, int64_t rows) {
   STD_TORCH_CHECK(
       params.ptr[0] == 0 && params.ptr[params.num_segments] == rows, "ptr runs from ",
       params.ptr[0], " to ", params.ptr[params.num_segments], ", expected from 0 to ", rows);
-  STD_TORCH_CHECK(
-      std::is_sorted(params.ptr, params.ptr + ptr.numel()), "ptr decreases somewhere");
+  STD_TORCH_CHECK(std::is_sorted(params.ptr, params.ptr + ptr.numel()), "ptr decreases somewhere");
   return params;
 }
 
@@ -97,8 +96,7 @@ Tensor segment_mean(const Tensor& src, const Tensor& ptr) {
   return reduce(src, ptr, true);
 }
 
-Tensor segment_spread(
-    const Tensor& per_segment, const Tensor& ptr, int64_t rows, bool mean) {
+Tensor segment_spread(const Tensor& per_segment, const Tensor& ptr, int64_t rows, bool mean) {
   const Tensor src = torch::stable::contiguous(per_segment);
   const Tensor pointers = torch::stable::contiguous(ptr);
   SegmentParams params = params_of(src, pointers, rows);
@@ -137,8 +135,7 @@ Tensor segment_softmax(const Tensor& src_any, const Tensor& ptr) {
   return out;
 }
 
-Tensor segment_softmax_backward(
-    const Tensor& grad_out, const Tensor& out_any, const Tensor& ptr) {
+Tensor segment_softmax_backward(const Tensor& grad_out, const Tensor& out_any, const Tensor& ptr) {
   const Tensor out = torch::stable::contiguous(out_any);
   const Tensor grad = torch::stable::contiguous(grad_out);
   const Tensor pointers = torch::stable::contiguous(ptr);

@@ -13,7 +13,7 @@ struct SegmentChunk {
 struct SegmentParams {
   DType dtype = DType::f32;
   int64_t num_segments = 0;
-  int64_t width = 0;             // elements of a row
+  int64_t width = 0;  // elements of a row
   bool mean = false;
   const int64_t* ptr = nullptr;  // [num_segments + 1]
   const void* src = nullptr;     // [E, width]; spreading: [num_segments, width]

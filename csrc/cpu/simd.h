@@ -40,8 +40,8 @@ KGREC_INLINE Vec<float> widen(const Half&, U16 h) {
   const U32 magnitude = (wide & 0x7fff) << 13;
   const U32 normal = magnitude + (112u << 23);
   // A subnormal half is its mantissa times 2^-24: put it under a leading one and take that off.
-  const U32 subnormal = bit_cast<U32>(
-      bit_cast<Vec<float>>(magnitude + (113u << 23)) - splat<float>(0x1p-14f));
+  const U32 subnormal =
+      bit_cast<U32>(bit_cast<Vec<float>>(magnitude + (113u << 23)) - splat<float>(0x1p-14f));
   const U32 special = magnitude | 0x7f800000u;
   const U32 finite = magnitude < (0x400u << 13) ? subnormal : normal;
   const U32 bits = magnitude >= (0x7c00u << 13) ? special : finite;
@@ -132,10 +132,18 @@ KGREC_INLINE double hmax2(__m128d v) {
   return _mm_cvtsd_f64(_mm_max_sd(v, _mm_unpackhi_pd(v, v)));
 }
 #if KGREC_VECTOR_BYTES == 16
-KGREC_INLINE float hsum_lanes(Vec<float> v) { return hsum4(v); }
-KGREC_INLINE double hsum_lanes(Vec<double> v) { return hsum2(v); }
-KGREC_INLINE float hmax_lanes(Vec<float> v) { return hmax4(v); }
-KGREC_INLINE double hmax_lanes(Vec<double> v) { return hmax2(v); }
+KGREC_INLINE float hsum_lanes(Vec<float> v) {
+  return hsum4(v);
+}
+KGREC_INLINE double hsum_lanes(Vec<double> v) {
+  return hsum2(v);
+}
+KGREC_INLINE float hmax_lanes(Vec<float> v) {
+  return hmax4(v);
+}
+KGREC_INLINE double hmax_lanes(Vec<double> v) {
+  return hmax2(v);
+}
 #else
 KGREC_INLINE float hsum8(__m256 v) {
   return hsum4(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)));
@@ -150,10 +158,18 @@ KGREC_INLINE double hmax4(__m256d v) {
   return hmax2(_mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1)));
 }
 #if KGREC_VECTOR_BYTES == 32
-KGREC_INLINE float hsum_lanes(Vec<float> v) { return hsum8(v); }
-KGREC_INLINE double hsum_lanes(Vec<double> v) { return hsum4(v); }
-KGREC_INLINE float hmax_lanes(Vec<float> v) { return hmax8(v); }
-KGREC_INLINE double hmax_lanes(Vec<double> v) { return hmax4(v); }
+KGREC_INLINE float hsum_lanes(Vec<float> v) {
+  return hsum8(v);
+}
+KGREC_INLINE double hsum_lanes(Vec<double> v) {
+  return hsum4(v);
+}
+KGREC_INLINE float hmax_lanes(Vec<float> v) {
+  return hmax8(v);
+}
+KGREC_INLINE double hmax_lanes(Vec<double> v) {
+  return hmax4(v);
+}
 #else
 KGREC_INLINE float hsum_lanes(Vec<float> v) {
   return hsum8(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)));
@@ -232,9 +248,19 @@ KGREC_INLINE Vec<double> vexp(Vec<double> x) {
   const Vec<double> n = shifted - shift;
   const Vec<double> r = (y - n * splat(0x1.62e42fefa0000p-1)) - n * splat(0x1.cf79abc9e3b3ap-40);
   Vec<double> p = splat(1.0 / 6227020800.0);
-  const double inverse_factorial[] = {
-      1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040,
-      1.0 / 720,       1.0 / 120,      1.0 / 24,      1.0 / 6,      0.5,         1.0, 1.0};
+  const double inverse_factorial[] = {1.0 / 479001600,
+                                      1.0 / 39916800,
+                                      1.0 / 3628800,
+                                      1.0 / 362880,
+                                      1.0 / 40320,
+                                      1.0 / 5040,
+                                      1.0 / 720,
+                                      1.0 / 120,
+                                      1.0 / 24,
+                                      1.0 / 6,
+                                      0.5,
+                                      1.0,
+                                      1.0};
 #pragma GCC unroll 13
   for (int i = 0; i < 13; ++i) {
     p = p * r + splat(inverse_factorial[i]);
@@ -267,9 +293,13 @@ struct FixedShape {
   static constexpr int heads = H_, head_vectors = HV_, vectors = H_ * HV_;
   FixedShape(int64_t, int64_t) {}
   template <class U>
-  KGREC_INLINE V get(const U* row, int i) const { return load(row + i * W); }
+  KGREC_INLINE V get(const U* row, int i) const {
+    return load(row + i * W);
+  }
   template <class U>
-  KGREC_INLINE void put(U* row, int i, V v) const { store(row + i * W, v); }
+  KGREC_INLINE void put(U* row, int i, V v) const {
+    store(row + i * W, v);
+  }
   struct Row {
     V v[vectors];
     KGREC_INLINE Row(const FixedShape&, V*&) : v{} {}
@@ -328,8 +358,9 @@ template <class S>
 struct Scratch {
   using V = typename S::V;
   Scratch(const S& shape, int rows)
-      : memory(static_cast<V*>(::operator new(
-            sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))) {}
+      : memory(
+            static_cast<V*>(
+                ::operator new(sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))) {}
   ~Scratch() { ::operator delete(memory, std::align_val_t(alignof(V))); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -42,7 +42,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Casts floating tensors to autocast's dtype where autocast is on; leaves the rest to checks."""
+    """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks."""
     tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
     if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
         return operands

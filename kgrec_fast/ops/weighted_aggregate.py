@@ -69,9 +69,7 @@ def weighted_aggregate_reference(
     """`weighted_aggregate` in plain PyTorch."""
     mask = _common.prepare_mask(graph, edge_mask)
     kept, row, col, _ = _common.kept_edges(graph, mask)
-    source, target, size = (
-        (row, col, graph.num_cols) if transpose else (col, row, graph.num_rows)
-    )
+    source, target, size = (row, col, graph.num_cols) if transpose else (col, row, graph.num_rows)
     message = x.to(_common.accumulate_dtype(x.dtype))[source]
     if weight is not None:
         weight = graph.to_row_order(weight.to(message.dtype))

@@ -69,7 +69,11 @@ CASES = {
         torch.tensor([[0, 0, 0, 1, 1], [1, 1, 1, 0, 0]]), torch.tensor([0, 0, 1, 1, 1]), 2, 2, 2
     ),
     "self-loops": Case(
-        torch.arange(12).repeat(2, 3), torch.arange(36) % 3, num_rows=12, num_cols=12, num_relations=3
+        torch.arange(12).repeat(2, 3),
+        torch.arange(36) % 3,
+        num_rows=12,
+        num_cols=12,
+        num_relations=3,
     ),
     "bipartite": _random_case(300, 12, 31, 6),
     "wide": _random_case(300, 31, 12, 6),

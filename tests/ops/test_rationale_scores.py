@@ -47,7 +47,9 @@ def test_equals_the_loops(case: str, with_relation: bool, masked: bool, isa: str
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("width", "heads"), [(6, 3), (32, 2), (64, 2), (64, 8), (100, 2), (256, 4)])
+@pytest.mark.parametrize(
+    ("width", "heads"), [(6, 3), (32, 2), (64, 2), (64, 8), (100, 2), (256, 4)]
+)
 def test_is_as_exact_as_pytorch_in_every_type(width, heads, dtype, isa: str) -> None:
     case = CASES["hub row"]
     graph, mask = case.build(), random_mask(case)

@@ -166,10 +166,11 @@ def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     leaves = [x.requires_grad_() for x in operands(case, 8, dtype)]
     arguments = (*leaves, graph.tensors(columns=True), *masks, 2)
     torch.library.opcheck(torch.ops.kgrec_fast.relation_attention.default, arguments)
-    out, lse = torch.ops.kgrec_fast.relation_attention(*(x.detach() for x in leaves), *arguments[3:])
+    detached = [x.detach() for x in leaves]
+    out, lse = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
     torch.library.opcheck(
         torch.ops.kgrec_fast.relation_attention_backward.default,
-        (out, lse, *(x.detach() for x in leaves), out, lse, *arguments[3:]),
+        (out, lse, *detached, out, lse, *arguments[3:]),
     )
 
 

@@ -85,9 +85,7 @@ def test_opcheck(masked: bool) -> None:
     masks = (mask.row, mask.col) if mask else (None, None)
     leaves = [t.clone().requires_grad_() for t in (X, R)]
     tensors = GRAPH.tensors(columns=True)
-    torch.library.opcheck(
-        torch.ops.kgrec_fast.relation_mean.default, (*leaves, tensors, *masks)
-    )
+    torch.library.opcheck(torch.ops.kgrec_fast.relation_mean.default, (*leaves, tensors, *masks))
     out, count = torch.ops.kgrec_fast.relation_mean(X, R, tensors, *masks)
     torch.library.opcheck(
         torch.ops.kgrec_fast.relation_mean_backward.default, (out, X, R, count, tensors, *masks)

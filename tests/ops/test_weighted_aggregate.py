@@ -73,9 +73,7 @@ def test_is_as_exact_as_pytorch_in_every_type(width, dtype, transpose, isa: str)
     x, weight = operands(case, width, dtype)[0], weights(case, torch.float32)
     ours = run(weighted_aggregate, x, weight, graph, transpose, mask)
     theirs = run(weighted_aggregate_reference, x, weight, graph, transpose, mask)
-    exact = run(
-        weighted_aggregate_reference, x.double(), weight.double(), graph, transpose, mask
-    )
+    exact = run(weighted_aggregate_reference, x.double(), weight.double(), graph, transpose, mask)
     for results in zip(ours, theirs, exact, strict=True):
         assert_as_good_as(*results)
 

@@ -131,25 +131,12 @@ void merge_shares(const AggregateParams& p) {
 
 template <class T>
 void aggregate_typed(const AggregateParams& p, int64_t begin, int64_t end) {
-  const auto run = [&](auto shape) {
-    Scratch<decltype(shape)> scratch(shape, 2);
+  with_row_shape<T>(p.width, [&](const auto& shape) {
+    Scratch scratch(shape, 2);
     for (int64_t part = begin; part < end; ++part) {
       aggregate_part(p, shape, part, scratch);
     }
-  };
-  constexpr int W = Simd<acc_t<T>>::W;
-  switch (p.width % W == 0 ? p.width / W : 0) {
-    case 2:
-      return run(FixedShape<T, 1, 2>(p.width, 1));
-    case 4:
-      return run(FixedShape<T, 1, 4>(p.width, 1));
-    case 8:
-      return run(FixedShape<T, 1, 8>(p.width, 1));
-    case 16:
-      return run(FixedShape<T, 1, 16>(p.width, 1));
-    default:
-      return run(AnyShape<T>(p.width, 1));
-  }
+  });
 }
 
 // out[e] = sum(row_side[row] * col_side[idx]) for every edge of a part, 0 where it is masked.

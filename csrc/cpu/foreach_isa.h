@@ -26,6 +26,8 @@
 #define KGREC_VECTOR_BYTES 16
 namespace kgrec::cpu::baseline {
 #include "cpu/simd.h"
+// rows of vectors, which come after vectors
+#include "cpu/shapes.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::baseline
 #undef KGREC_VECTOR_BYTES
@@ -36,6 +38,8 @@ namespace kgrec::cpu::baseline {
 #define KGREC_VECTOR_BYTES 32
 namespace kgrec::cpu::avx2 {
 #include "cpu/simd.h"
+// rows of vectors, which come after vectors
+#include "cpu/shapes.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::avx2
 #undef KGREC_VECTOR_BYTES
@@ -46,6 +50,8 @@ namespace kgrec::cpu::avx2 {
 #define KGREC_VECTOR_BYTES 64
 namespace kgrec::cpu::avx512 {
 #include "cpu/simd.h"
+// rows of vectors, which come after vectors
+#include "cpu/shapes.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::avx512
 #undef KGREC_VECTOR_BYTES

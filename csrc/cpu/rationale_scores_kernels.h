@@ -157,23 +157,12 @@ void join_shares(const RationaleParams& p) {
 void rationale_parts(const RationaleParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    constexpr int W = Simd<acc_t<T>>::W;
-    const auto run = [&](const auto& shape) {
+    with_row_shape<T>(p.width, [&](const auto& shape) {
       Scratch scratch(shape, 1);
       for (int64_t part = begin; part < end; ++part) {
         score_part(p, shape, part, scratch);
       }
-    };
-    switch (p.width % W == 0 ? p.width / W : 0) {
-      case 4:
-        return run(FixedShape<T, 1, 4>(p.width, 1));
-      case 8:
-        return run(FixedShape<T, 1, 8>(p.width, 1));
-      case 16:
-        return run(FixedShape<T, 1, 16>(p.width, 1));
-      default:
-        return run(AnyShape<T>(p.width, 1));
-    }
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 // weights a_e from the saved log-sum-exp, finds the score gradients ds_e, and from them the
 // gradients of Q at the heads and of the relations; the column pass finds those at the tails.
 
-#include "cpu/attention_shapes.h"
+#include "cpu/edge_block.h"
 #include "cpu/slot_kernels.h"
 
 namespace {
@@ -57,6 +57,21 @@ KGREC_INLINE void block_scores_and_grads(
     }
     const T* tail_query = query + order.idx[e] * p.query.stride;
     const T* tail_value = value + order.idx[e] * p.value.stride;
+    if constexpr (S::kHeads == 2) {
+      V sum[4] = {};
+      for (int i = 0; i < shape.vectors; ++i) {
+        const int k = i / shape.head_vectors;
+        sum[k] += key.v[i] * shape.get(tail_query, i);
+        sum[2 + k] += grad_key.v[i] * shape.get(tail_value, i);
+      }
+      A sums[4];
+      hsum_four(sum[0], sum[1], sum[2], sum[3], sums);
+      block.score[j] = sums[0];
+      block.score[block.kSize + j] = sums[1];
+      block.grad[j] = sums[2];
+      block.grad[block.kSize + j] = sums[3];
+      continue;
+    }
     for (int k = 0; k < shape.heads; ++k) {
       V score{}, grad{};
       for (int i = k * shape.head_vectors; i < (k + 1) * shape.head_vectors; ++i) {

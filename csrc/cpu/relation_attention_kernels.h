@@ -2,7 +2,7 @@
 // scores of a block of edges, online softmax, weighted sum of the same block while it is in cache.
 // Q[h] * Rel[r] is formed once a run of equal relation, and the sum of a run meets Rel[r] once.
 
-#include "cpu/attention_shapes.h"
+#include "cpu/edge_block.h"
 
 namespace {
 

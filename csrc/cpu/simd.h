@@ -214,6 +214,40 @@ KGREC_INLINE A hmax(Vec<A> v) {
   return hmax_lanes(v);
 }
 
+// The sums of four vectors at once, sharing the work on lanes.
+template <class A>
+KGREC_INLINE void hsum_four(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d, A* sums) {
+  const Vec<A> all[] = {a, b, c, d};
+  for (int i = 0; i < 4; ++i) {
+    sums[i] = hsum<A>(all[i]);
+  }
+}
+
+#if defined(__x86_64__)
+KGREC_INLINE void hsum_four(Vec<float> a, Vec<float> b, Vec<float> c, Vec<float> d, float* sums) {
+#if KGREC_VECTOR_BYTES == 64
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 lanes =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half =
+      _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps(lanes, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#elif KGREC_VECTOR_BYTES == 32
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256 half =
+      _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+  const __m128 ab = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+  const __m128 cd = _mm_add_ps(_mm_unpacklo_ps(c, d), _mm_unpackhi_ps(c, d));
+  const __m128 four = _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x44), _mm_shuffle_ps(ab, cd, 0xee));
+#endif
+  _mm_storeu_ps(sums, four);
+}
+#endif
+
 // e^x to about one unit in the last place. Results below the smallest normal number are 0; infinity
 // and NaN keep their meaning. x = n ln 2 + r, e^r by its series, 2^n through the exponent bits.
 KGREC_INLINE Vec<float> vexp(Vec<float> x) {
@@ -279,93 +313,6 @@ KGREC_INLINE void prefetch_row(const void* row, int64_t bytes) {
     __builtin_prefetch(static_cast<const char*>(row) + at);
   }
 }
-
-// -- Rows ------------------------------------------------------------------------------------
-
-// A row of H heads, each of HV vectors, known when compiled: accumulators live in registers. A Row,
-// here and below, is a row of accumulators and starts at zero.
-template <class T, int H_, int HV_>
-struct FixedShape {
-  using Element = T;
-  using A = acc_t<T>;
-  using V = Vec<A>;
-  static constexpr int W = Simd<A>::W;
-  static constexpr int heads = H_, head_vectors = HV_, vectors = H_ * HV_;
-  FixedShape(int64_t, int64_t) {}
-  template <class U>
-  KGREC_INLINE V get(const U* row, int i) const {
-    return load(row + i * W);
-  }
-  template <class U>
-  KGREC_INLINE void put(U* row, int i, V v) const {
-    store(row + i * W, v);
-  }
-  struct Row {
-    V v[vectors];
-    KGREC_INLINE Row(const FixedShape&, V*&) : v{} {}
-  };
-};
-
-// Any width and number of heads: each head is padded to whole vectors, accumulators live in memory.
-template <class T>
-struct AnyShape {
-  using Element = T;
-  using A = acc_t<T>;
-  using V = Vec<A>;
-  static constexpr int W = Simd<A>::W;
-  struct Place {
-    int64_t offset;  // of the vector in a row
-    int count;       // elements of it that belong to the head
-  };
-  int heads, head_vectors, vectors;
-  std::vector<Place> places;
-  AnyShape(int64_t width, int64_t num_heads) : heads(int(num_heads)) {
-    const int64_t head_width = width / num_heads;
-    head_vectors = int((head_width + W - 1) / W);
-    vectors = heads * head_vectors;
-    for (int64_t head = 0; head < num_heads; ++head) {
-      for (int64_t at = 0; at < head_width; at += W) {
-        places.push_back({head * head_width + at, int(std::min<int64_t>(W, head_width - at))});
-      }
-    }
-  }
-  template <class U>
-  KGREC_INLINE V get(const U* row, int i) const {
-    const Place place = places[i];
-    return place.count == W ? load(row + place.offset)
-                            : load_first(row + place.offset, place.count);
-  }
-  template <class U>
-  KGREC_INLINE void put(U* row, int i, V v) const {
-    const Place place = places[i];
-    if (place.count == W) {
-      store(row + place.offset, v);
-    } else {
-      store_first(row + place.offset, v, place.count);
-    }
-  }
-  struct Row {
-    V* v;
-    KGREC_INLINE Row(const AnyShape& shape, V*& scratch) : v(scratch) {
-      scratch += shape.vectors;
-      std::fill(v, scratch, V{});
-    }
-  };
-};
-
-// Memory for the rows of an AnyShape, one Scratch a thread; a FixedShape takes none of it.
-template <class S>
-struct Scratch {
-  using V = typename S::V;
-  Scratch(const S& shape, int rows)
-      : memory(
-            static_cast<V*>(
-                ::operator new(sizeof(V) * shape.vectors * rows, std::align_val_t(alignof(V))))) {}
-  ~Scratch() { ::operator delete(memory, std::align_val_t(alignof(V))); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  V* memory;
-};
 
 // -- Parts of the work -----------------------------------------------------------------------
 

@@ -184,4 +184,15 @@ void parallel_parts(int64_t count, const F& f) {
   }
 }
 
+// A matrix of zeros, written (and so mapped) by all threads.
+inline Tensor make_zeros(const Tensor& like, int64_t rows, int64_t width, ScalarType dtype) {
+  Tensor x = make(like, {rows, width}, dtype);
+  char* data = static_cast<char*>(x.mutable_data_ptr());
+  const int64_t row_bytes = width * int64_t(x.element_size());
+  parallel_parts(rows, [&](int64_t begin, int64_t end) {
+    std::memset(data + begin * row_bytes, 0, size_t((end - begin) * row_bytes));
+  });
+  return x;
+}
+
 }  // namespace kgrec::cpu

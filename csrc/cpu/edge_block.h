@@ -11,6 +11,10 @@ struct EdgeBlock {
   std::unique_ptr<A[]> memory;
   A* score;  // [num_heads, kSize]
   A* grad;   // [num_heads, kSize]
+  // The same memory with the numbers of an edge side by side, two heads' scores, then their
+  // gradients: [kSize, 4].
+  KGREC_INLINE A* pair(int j) { return memory.get() + 4 * j; }
+  KGREC_INLINE const A* pair(int j) const { return memory.get() + 4 * j; }
   int64_t edge[kSize];
   int count = 0;
 

@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
   Tensor row_grad_query = half ? make(query, {q.size(0), params.width}, acc) : grad_query;
   Tensor edge_weight = make(query, {params.row.num_edges, 2 * num_heads}, acc);
-  Tensor slot_grad = torch::stable::new_zeros(query, {params.slots.num_slots, params.width}, acc);
+  Tensor slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
   const int64_t pieces = 2 * std::max(params.row.num_parts, params.col.num_parts);
   Tensor partial = make(query, {pieces, 2 * params.width}, acc);
   std::vector<int64_t> partial_row(pieces, -1);

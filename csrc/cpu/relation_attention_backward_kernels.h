@@ -10,6 +10,11 @@ namespace {
 constexpr int64_t kAhead = 8;
 constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
 
+// With two heads, as published, what belongs to an edge is four numbers side by side, which fill
+// whole vectors.
+template <class S>
+constexpr bool kPaired = S::kHeads == 2 && S::W % 4 == 0;
+
 // Unmasked edges of a row, counted up to two.
 KGREC_INLINE int count_to_two(const OrderView& order, int64_t row) {
   const int64_t begin = order.ptr[row], end = order.ptr[row + 1];
@@ -57,19 +62,14 @@ KGREC_INLINE void block_scores_and_grads(
     }
     const T* tail_query = query + order.idx[e] * p.query.stride;
     const T* tail_value = value + order.idx[e] * p.value.stride;
-    if constexpr (S::kHeads == 2) {
+    if constexpr (kPaired<S>) {
       V sum[4] = {};
       for (int i = 0; i < shape.vectors; ++i) {
         const int k = i / shape.head_vectors;
         sum[k] += key.v[i] * shape.get(tail_query, i);
         sum[2 + k] += grad_key.v[i] * shape.get(tail_value, i);
       }
-      A sums[4];
-      hsum_four(sum[0], sum[1], sum[2], sum[3], sums);
-      block.score[j] = sums[0];
-      block.score[block.kSize + j] = sums[1];
-      block.grad[j] = sums[2];
-      block.grad[block.kSize + j] = sums[3];
+      hsum_four(sum[0], sum[1], sum[2], sum[3], block.pair(j));
       continue;
     }
     for (int k = 0; k < shape.heads; ++k) {
@@ -84,6 +84,27 @@ KGREC_INLINE void block_scores_and_grads(
   }
 }
 
+// block_weights where scores and gradients stand side by side.
+template <class A>
+KGREC_INLINE void paired_weights(
+    EdgeBlock<A>& block, const A* lse, const A* grad_lse, const A* delta, bool single, A* kept) {
+  using V = Vec<A>;
+  const V shift = lanes_by_bit<A>(1, splat(lse[1]), splat(lse[0]));
+  const V mean = lanes_by_bit<A>(1, splat(delta[1]), splat(delta[0]));
+  for (int j = 0; j < block.count; j += Simd<A>::W / 4) {
+    const V both = load(block.pair(j));
+    const V weight = vexp(both - shift);  // of the gradients too, for nothing
+    const V grad = swap_pairs<A>(weight) * (both - mean);
+    store(block.pair(j), lanes_by_bit<A>(2, grad, weight));
+  }
+  if (single) {
+    std::copy(grad_lse, grad_lse + 2, block.pair(0) + 2);
+  }
+  for (int j = 0; j < block.count; ++j) {
+    std::copy(block.pair(j), block.pair(j) + 4, kept + block.edge[j] * 4);
+  }
+}
+
 // Replaces score by a_e and grad by ds_e, and keeps both for the column pass.
 template <class S>
 KGREC_INLINE void block_weights(
@@ -93,6 +114,11 @@ KGREC_INLINE void block_weights(
   using V = typename S::V;
   const A* lse = static_cast<const A*>(p.lse) + row * p.num_heads;
   const A* grad_lse = static_cast<const A*>(p.grad_lse) + row * p.num_heads;
+  A* kept = static_cast<A*>(p.edge_weight);
+  if constexpr (kPaired<S>) {
+    paired_weights(block, lse, grad_lse, delta, single, kept);
+    return;
+  }
   const int padded = (block.count + S::W - 1) / S::W * S::W;
   for (int k = 0; k < shape.heads; ++k) {
     A* score = block.score + k * block.kSize;
@@ -109,7 +135,6 @@ KGREC_INLINE void block_weights(
       grad[0] = grad_lse[k];  // the softmax of one edge is 1 whatever its score
     }
   }
-  A* kept = static_cast<A*>(p.edge_weight);
   for (int j = 0; j < block.count; ++j) {
     A* edge = kept + block.edge[j] * 2 * shape.heads;
     for (int k = 0; k < shape.heads; ++k) {
@@ -146,8 +171,8 @@ KGREC_INLINE void block_row_grads(
       const T* tail_query = query + tail * p.query.stride;
       const T* tail_value = value + tail * p.value.stride;
       for (int k = 0; k < shape.heads; ++k) {
-        const V weight = splat(block.score[k * block.kSize + j]);
-        const V grad = splat(block.grad[k * block.kSize + j]);
+        const V weight = splat(kPaired<S> ? block.pair(j)[k] : block.score[k * block.kSize + j]);
+        const V grad = splat(kPaired<S> ? block.pair(j)[2 + k] : block.grad[k * block.kSize + j]);
         for (int i = k * shape.head_vectors; i < (k + 1) * shape.head_vectors; ++i) {
           values.v[i] += weight * shape.get(tail_value, i);
           queries.v[i] += grad * shape.get(tail_query, i);

@@ -79,8 +79,7 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   rows.x = matrix(source);
   rows.grad_out = matrix(g);
   rows.inverse_count = params.source_scale;
-  Tensor slot_grad = torch::stable::new_zeros(
-      x, {rows.slots.num_slots, rows.width}, accumulate_type(params.dtype));
+  Tensor slot_grad = make_zeros(x, rows.slots.num_slots, rows.width, accumulate_type(params.dtype));
   Tensor grad_relation = make(x, {r.size(0), rows.width}, x.scalar_type());
   rows.slot_grad = slot_grad.mutable_data_ptr();
   rows.grad_relation = grad_relation.mutable_data_ptr();

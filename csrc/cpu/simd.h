@@ -214,6 +214,34 @@ KGREC_INLINE A hmax(Vec<A> v) {
   return hmax_lanes(v);
 }
 
+// Lanes 2 and 3 of every four in the place of 0 and 1, and the other way round.
+template <class A>
+KGREC_INLINE Vec<A> swap_pairs(Vec<A> v) {
+#if defined(__clang__)
+  Vec<A> swapped;
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    swapped[i] = v[i ^ 2];
+  }
+  return swapped;
+#else
+  std::conditional_t<sizeof(A) == 4, I32, I64> lanes;
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    lanes[i] = i ^ 2;
+  }
+  return __builtin_shuffle(v, lanes);
+#endif
+}
+
+// Lanes of `set` where `bit` of their number is set, else lanes of `clear`.
+template <class A>
+KGREC_INLINE Vec<A> lanes_by_bit(int bit, Vec<A> set, Vec<A> clear) {
+  std::conditional_t<sizeof(A) == 4, I32, I64> chosen;
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    chosen[i] = (i & bit) != 0 ? -1 : 0;
+  }
+  return chosen ? set : clear;
+}
+
 // The sums of four vectors at once, sharing the work on lanes.
 template <class A>
 KGREC_INLINE void hsum_four(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d, A* sums) {

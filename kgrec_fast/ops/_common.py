@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -13,22 +12,23 @@ from kgrec_fast import _library
 from kgrec_fast.graph import EdgeMask, _Graph
 
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_forced_reference: ContextVar[bool] = ContextVar("kgrec_fast_reference", default=False)
+_forced_reference = False  # a plain global: torch.compile looks into no ContextVar before 2.14
 
 
 @contextmanager
 def use_reference() -> Iterator[None]:
-    """Inside, every op runs as its plain PyTorch reference, whatever binaries are loaded."""
-    token = _forced_reference.set(True)
+    """Inside, every op of the process runs as its plain PyTorch reference, binaries or not."""
+    global _forced_reference
+    before, _forced_reference = _forced_reference, True
     try:
         yield
     finally:
-        _forced_reference.reset(token)
+        _forced_reference = before
 
 
 def runs_native(device: torch.device) -> bool:
     """Whether a call on `device` goes to a native kernel; warns once where none is there."""
-    if _forced_reference.get():
+    if _forced_reference:
         return False
     if _library.is_native(device):
         return True

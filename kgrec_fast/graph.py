@@ -8,7 +8,6 @@ edge lists: it carries an `EdgeMask` over the fixed graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import Any, TypeVar
@@ -429,9 +428,3 @@ class InteractionGraph(_Graph):
 
 for _cls in (RelGraph, InteractionGraph):
     torch.export.register_dataclass(_cls, serialized_type_name=f"kgrec_fast.{_cls.__name__}")
-
-
-def graph_tensors(graph: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Names for the list an op receives (the order of `_Graph.tensors`), for reference code."""
-    names = [f.name for f in fields(_Graph)]
-    return dict(zip(names, graph, strict=False))

@@ -11,7 +11,6 @@ namespace kgrec::cpu {
 void run_aggregate(AggregateParams& params) {
   const int64_t pieces = 2 * params.order.num_parts;
   std::vector<int64_t> partial_row(pieces, -1), partial_count(pieces, 0);
-  // One spare vector, so that the buffer of an empty graph is still aligned memory.
   const size_t size = params.dtype == DType::f64 ? sizeof(double) : sizeof(float);
   std::unique_ptr<char[]> partial(new char[size * (pieces * params.width)]);
   params.partial = partial.get();

@@ -264,7 +264,6 @@ def test_errors_name_the_argument(backend: str) -> None:  # noqa: F811
         call(x, torch.ones(3, 4, device="meta"), 0.1, rng())
 
 
-@pytest.mark.skipif(not _library.CPU.loaded, reason="opcheck looks at the native ops")
 @pytest.mark.parametrize("shape", [(9, 3), (4, 16), (0, 4)])
 @pytest.mark.parametrize("with_rng", [True, False])
 def test_opcheck(shape: tuple[int, int], with_rng: bool) -> None:

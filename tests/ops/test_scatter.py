@@ -370,7 +370,6 @@ def test_errors_of_out_and_of_softmax() -> None:
         ops.scatter_softmax(src.long(), index)
 
 
-@pytest.mark.skipif(not _library.CPU.loaded, reason="looks at the native ops")
 def test_native_ops_check_the_index_themselves() -> None:
     for op in (torch.ops.kgrec_fast.scatter_sum, torch.ops.kgrec_fast.scatter_softmax):
         src = torch.ones(1, 3, 2) if "sum" in str(op) else torch.ones(3, 2)
@@ -378,7 +377,6 @@ def test_native_ops_check_the_index_themselves() -> None:
             op(src, torch.tensor([0, -4, 7]), 2)
 
 
-@pytest.mark.skipif(not _library.CPU.loaded, reason="opcheck looks at the native ops")
 @pytest.mark.parametrize("index", [[3, 0, 3, 1], [0, 0, 2, 3], []])
 def test_opcheck(index: list[int]) -> None:
     places = torch.tensor(index, dtype=torch.int64)
@@ -388,7 +386,6 @@ def test_opcheck(index: list[int]) -> None:
     torch.library.opcheck(torch.ops.kgrec_fast.scatter_sum.default, (batched, places, 5))
 
 
-@pytest.mark.skipif(not _library.CPU.loaded, reason="looks at the native ops")
 def test_compiles_into_one_graph() -> None:
     ptr, index, rng = (
         torch.tensor([0, 2, 2, 5]),

@@ -1,0 +1,97 @@
+"""Runs kernels of csrc/cuda on the CPU by the name of their entry point."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import build_host
+import numpy as np
+import torch
+
+# Three shuffles besides the two extremes; results must be the same bits in all of them.
+ORDERS = (("forward", 0), ("backward", 0), ("shuffled", 1), ("shuffled", 2), ("shuffled", 3))
+DTYPE_NAMES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+}
+
+
+class Traffic(NamedTuple):
+    """Global memory touched at one call site, in one array, by all warps of a call."""
+
+    site: str  # file:line
+    array: str
+    write: bool
+    executions: int  # by warps
+    sectors: int  # of 32 bytes, distinct in each execution
+    bytes: int  # as lanes asked for them
+
+
+@functools.cache
+def _module() -> ModuleType:
+    return build_host.load()
+
+
+def as_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The same memory as numpy sees it; half types as 16-bit integers."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        if value.dtype in (torch.bfloat16, torch.float16):
+            value = value.view(torch.int16)
+            return value.numpy().view(np.uint16)
+        return value.numpy()
+    return value.view(np.uint16) if value.dtype == np.float16 else value
+
+
+def run(
+    name: str,
+    /,
+    *,
+    order: str = "forward",
+    seed: int = 0,
+    max_blocks: int = 0,
+    count: bool = False,
+    **arguments: Any,
+) -> list[Traffic]:
+    """Calls an entry point.
+
+    Args:
+        name: as in ``KGREC_ENTRY(name)``.
+        order: of lanes, warps and blocks: forward, backward or shuffled (by `seed`).
+        max_blocks: most blocks of a launch, 0 for as many as the launch wants.
+        count: counts sectors, which takes time.
+        arguments: arrays (numpy or CPU tensors, written in place), integers, floats, texts, torch
+            dtypes (as their short name); None is an operand left out.
+
+    Returns:
+        What was counted, empty without `count`.
+
+    Raises:
+        RuntimeError: a mistake of the kernel: names block, thread and line.
+        ValueError: arguments that do not fit the entry point.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    integers: dict[str, int] = {}
+    numbers: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    for key, value in arguments.items():
+        if value is None:
+            continue
+        if isinstance(value, np.ndarray | torch.Tensor):
+            arrays[key] = as_array(value)
+        elif isinstance(value, bool | int | np.integer):
+            integers[key] = int(value)
+        elif isinstance(value, float):
+            numbers[key] = value
+        elif isinstance(value, torch.dtype):
+            texts[key] = DTYPE_NAMES[value]
+        elif isinstance(value, str):
+            texts[key] = value
+        else:
+            raise TypeError(f"{key} is {type(value).__name__}, which no entry point takes")
+    traffic = _module().run(name, arrays, integers, numbers, texts, order, seed, max_blocks, count)
+    return [Traffic(*t) for t in traffic]

@@ -25,12 +25,18 @@ struct Array {
   bool writable = true;    // where the caller may be written to
 };
 
-// Calls kernels in the order of the test. Launch functions take it as a template argument, so that
-// X.cu and the emulator share what chooses template instance, grid and block.
+// Runs kernels in the order of the test, as OnStream of csrc/cuda runs them on a GPU: launches_x of
+// an X.cuh takes either.
 struct Launcher {
   Order order;
   unsigned max_blocks = 0;  // 0: as many as the launch wants
 
+  template <class P, class Geometry>
+  void operator()(void (*kernel)(P), const Geometry& geometry, const P& params) const {
+    if (geometry.blocks > 0) {
+      (*this)(kernel, geometry.blocks, geometry.threads, geometry.shared_bytes, params);
+    }
+  }
   template <class P>
   void operator()(
       void (*kernel)(P), unsigned grid, unsigned block, size_t shared_bytes,

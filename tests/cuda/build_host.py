@@ -22,82 +22,92 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build" / "cuda_host"
 MAX_JOBS = 2
+MODULE_SOURCE = "module.cpp"
+PROGRAM_SOURCE = "run_cases.cpp"
 CXX = os.environ.get("CXX", "g++")
 FLAGS = [
     "-std=c++17",
-    "-O2",
-    "-g1",
-    "-fPIC",
     "-DKGREC_CUDA_HOST",
     "-Wall",
     "-Wextra",
     "-Werror",
     "-Wno-unknown-pragmas",  # unroll, which is nvcc's
-    "-fvisibility=hidden",
     "-fno-strict-aliasing",  # rows are read as vectors
     "-ffp-contract=off",
     f"-I{ROOT / 'csrc'}",
     f"-I{HERE}",
 ]
-MODULE_FLAGS = [
+MODULE_FLAGS = [*FLAGS, "-O2", "-g1", "-fPIC", "-fvisibility=hidden"]
+PYTHON_FLAGS = [
     f"-isystem{pybind11.get_include()}",
     f"-isystem{sysconfig.get_path('include')}",
 ]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+PROGRAM_FLAGS = [*FLAGS, *SANITIZE, "-O1", "-g", "-fno-omit-frame-pointer"]
 
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "absent"
 
 
-def _flags(source: Path) -> list[str]:
-    return FLAGS + (MODULE_FLAGS if source.name == "module.cpp" else [])
-
-
-def _recipe(source: Path, depends: list[str]) -> dict:
-    """All that decides what the object of `source` is."""
+def _recipe(command: list[str], depends: list[str]) -> dict:
+    """All that decides what the object of a source is."""
     return {
-        "command": [CXX, *_flags(source)],
+        "command": command,
         "depends": {path: _digest(Path(path)) for path in sorted(depends)},
     }
 
 
-def _compile(source: Path) -> Path:
+def _compile(source: Path, flags: list[str], folder: Path) -> Path:
     """The object of one source, compiled if anything that it was made from has changed."""
-    obj = BUILD / f"{source.stem}.o"
-    record = BUILD / f"{source.stem}.json"
+    obj = folder / f"{source.stem}.o"
+    record = folder / f"{source.stem}.json"
+    command = [CXX, *flags, *(PYTHON_FLAGS if source.name == MODULE_SOURCE else [])]
     if obj.exists() and record.exists():
         old = json.loads(record.read_text())
-        if old == _recipe(source, list(old["depends"])):
+        if old == _recipe(command, list(old["depends"])):
             return obj
     record.unlink(missing_ok=True)
-    rule = BUILD / f"{source.stem}.d"
-    command = [CXX, *_flags(source), "-MMD", "-MF", str(rule), "-c", str(source), "-o", str(obj)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    rule = folder / f"{source.stem}.d"
+    _run([*command, "-MMD", "-MF", str(rule), "-c", str(source), "-o", str(obj)])
     depends = rule.read_text().replace("\\\n", " ").split(":", 1)[1].split()
-    record.write_text(json.dumps(_recipe(source, depends)))
+    record.write_text(json.dumps(_recipe(command, depends)))
     return obj
 
 
-def build() -> Path:
-    """Compiles what has changed, links, and returns the module's file."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    module = BUILD / f"kgrec_cuda_host{suffix}"
-    with (BUILD / "lock").open("w") as lock:
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+
+
+def _build(target: Path, flags: list[str], link: list[str], without: str) -> Path:
+    folder = target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sources = sorted(HERE.glob("*.cpp"))
+        sources = sorted(s for s in HERE.glob("*.cpp") if s.name != without)
         with ThreadPoolExecutor(min(MAX_JOBS, os.cpu_count() or 1)) as pool:
-            objects = list(pool.map(_compile, sources))
-        digests = json.dumps([CXX, *(_digest(obj) for obj in objects)])
-        record = BUILD / "module.link"
-        if not module.exists() or not record.exists() or record.read_text() != digests:
-            temporary = module.with_suffix(".tmp")
-            subprocess.run([CXX, "-shared", "-o", str(temporary), *map(str, objects)], check=True)
-            temporary.replace(module)
-            record.write_text(digests)
-    return module
+            objects = list(pool.map(lambda s: _compile(s, flags, folder), sources))
+        recipe = json.dumps([CXX, *link, *(_digest(obj) for obj in objects)])
+        record = folder / "link.json"
+        if not target.exists() or not record.exists() or record.read_text() != recipe:
+            temporary = target.with_suffix(".tmp")
+            _run([CXX, *link, "-o", str(temporary), *map(str, objects)])
+            temporary.replace(target)
+            record.write_text(recipe)
+    return target
+
+
+def build() -> Path:
+    """Compiles what has changed, links, and returns the Python module's file."""
+    target = BUILD / "module" / f"kgrec_cuda_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return _build(target, MODULE_FLAGS, ["-shared"], without=PROGRAM_SOURCE)
+
+
+def build_program() -> Path:
+    """The same for the program that runs cases under AddressSanitizer and UBSan."""
+    return _build(BUILD / "program" / "run_cases", PROGRAM_FLAGS, SANITIZE, without=MODULE_SOURCE)
 
 
 def load() -> ModuleType:
@@ -112,3 +122,4 @@ def load() -> ModuleType:
 
 if __name__ == "__main__":
     print(build())
+    print(build_program())

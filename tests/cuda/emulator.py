@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import build_host
 import numpy as np
@@ -29,6 +33,9 @@ class Traffic(NamedTuple):
     executions: int  # by warps
     sectors: int  # of 32 bytes, distinct in each execution
     bytes: int  # as lanes asked for them
+
+
+_recording: IO[bytes] | None = None
 
 
 @functools.cache
@@ -93,5 +100,55 @@ def run(
             texts[key] = value
         else:
             raise TypeError(f"{key} is {type(value).__name__}, which no entry point takes")
+    if _recording is not None:
+        _record(_recording, name, arrays, integers, numbers, texts, order, seed, max_blocks)
     traffic = _module().run(name, arrays, integers, numbers, texts, order, seed, max_blocks, count)
     return [Traffic(*t) for t in traffic]
+
+
+@contextlib.contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Meanwhile calls of `run` are written to a file too, for `run_sanitized`."""
+    global _recording
+    with path.open("wb") as file:
+        _recording = file
+        try:
+            yield
+        finally:
+            _recording = None
+
+
+def run_sanitized(path: Path) -> subprocess.CompletedProcess[str]:
+    """Runs recorded cases in a program with AddressSanitizer and UBSan; fine if it returns 0."""
+    command = [str(build_host.build_program()), str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def _record(
+    file: IO[bytes],
+    name: str,
+    arrays: dict[str, np.ndarray],
+    integers: dict[str, int],
+    numbers: dict[str, float],
+    texts: dict[str, str],
+    order: str,
+    seed: int,
+    max_blocks: int,
+) -> None:
+    """Writes one case as run_cases.cpp reads it."""
+    lines: list[tuple[str, bytes]] = []
+    for key, value in arrays.items():
+        row = value.size // max(len(value), 1) if value.ndim else 1
+        stride = value.strides[0] // value.itemsize if value.ndim and len(value) > 1 else row
+        extent = (len(value) - 1) * stride + row if value.size and value.ndim else value.size
+        flat = np.lib.stride_tricks.as_strided(value, (extent,), (value.itemsize,))
+        past = value.ctypes.data % 16
+        shape = " ".join(str(n) for n in (value.ndim, *value.shape))
+        kind = f"{value.dtype.kind} {value.itemsize}"
+        lines.append((f"array {key} {kind} {stride} {past} {flat.nbytes} {shape}", flat.tobytes()))
+    lines += [(f"integer {key} {value}", b"") for key, value in integers.items()]
+    lines += [(f"number {key} {value.hex()}", b"") for key, value in numbers.items()]
+    lines += [(f"text {key} {value}", b"") for key, value in texts.items()]
+    head = f"case {name} {order} {seed} {max_blocks} {len(lines)}"
+    for line, data in [(head, b""), *lines]:
+        file.write(line.encode() + b"\n" + data)

@@ -181,6 +181,35 @@ __global__ void load_past_shared_kernel(const MistakeParams p) {
   store(p.out + threadIdx.x, v[0]);
 }
 
+// -- For the sanitizers: nothing that load and store would see ------------------------------------
+
+__global__ void raw_read_past_end_kernel(const MistakeParams p) {
+  store(p.out + threadIdx.x, p.x[threadIdx.x + (threadIdx.x == kHub ? 27 : 0)]);
+}
+
+__global__ void raw_shared_past_end_kernel(const MistakeParams p) {
+  KGREC_SHARED(float, row, kBlock);
+  float* raw = &row[0];
+  store(p.out + threadIdx.x, raw[threadIdx.x + (threadIdx.x == kHub ? 27 : 0)]);
+}
+
+__global__ void local_array_past_end_kernel(const MistakeParams p) {
+  const float few[4] = {0, 1, 2, 3};
+  // An index that the compiler does not know.
+  const int i = load(p.x + threadIdx.x) < 100 && threadIdx.x == kHub ? 4 : 3;
+  store(p.out + threadIdx.x, few[i]);
+}
+
+__global__ void shift_too_far_kernel(const MistakeParams p) {
+  const int lanes = threadIdx.x == kHub ? 32 : static_cast<int>(threadIdx.x % 32);
+  store(p.out + threadIdx.x, static_cast<float>(1u << lanes));
+}
+
+__global__ void overflow_kernel(const MistakeParams p) {
+  const int rows = threadIdx.x == kHub ? 1 << 26 : static_cast<int>(threadIdx.x);
+  store(p.out + threadIdx.x, static_cast<float>(rows * kBlock));
+}
+
 using Kernel = void (*)(MistakeParams);
 
 Kernel mistake(const std::string& name) {
@@ -214,14 +243,18 @@ Kernel mistake(const std::string& name) {
       MISTAKE(misaligned_store),
       MISTAKE(shared_index),
       MISTAKE(dynamic_shared_index),
-      MISTAKE(load_past_shared)};
+      MISTAKE(load_past_shared),
+      MISTAKE(raw_read_past_end),
+      MISTAKE(raw_shared_past_end),
+      MISTAKE(local_array_past_end),
+      MISTAKE(shift_too_far),
+      MISTAKE(overflow)};
 #undef MISTAKE
   return all.at(name);
 }
 
 }  // namespace
 
-// Two blocks; in the second all threads do right, so an error must name the first.
 KGREC_ENTRY(mistake) {
   const MistakeParams p{args.in<float>("x"), args.out<float>("out")};
   const auto block = static_cast<unsigned>(args.integer("block", kBlock));

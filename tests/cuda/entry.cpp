@@ -41,6 +41,19 @@ struct RangesOfThisCall {
 
 }  // namespace
 
+Order::Kind order_of(const std::string& name) {
+  if (name == "forward") {
+    return Order::kForward;
+  }
+  if (name == "backward") {
+    return Order::kBackward;
+  }
+  if (name == "shuffled") {
+    return Order::kShuffled;
+  }
+  throw std::invalid_argument("order is " + name + ", expected forward, backward or shuffled");
+}
+
 const Array& Args::array(const std::string& name) {
   used_[name] = true;
   return find(arrays, name, "array");

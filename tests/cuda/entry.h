@@ -25,6 +25,8 @@ struct Array {
   bool writable = true;    // where the caller may be written to
 };
 
+Order::Kind order_of(const std::string& name);  // forward, backward, shuffled
+
 // Runs kernels in the order of the test, as OnStream of csrc/cuda runs them on a GPU: launches_x of
 // an X.cuh takes either.
 struct Launcher {

@@ -60,7 +60,7 @@ std::string index_text(uint3 i, dim3 of) {
 }
 
 bool same_site(Site a, Site b) {
-  return a.line == b.line && std::strcmp(a.file, b.file) == 0;
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
 void fail_at(const Lane& lane, Site site, const std::string& what) {

@@ -34,19 +34,6 @@ Array to_array(const std::string& name, const py::array& from) {
   return a;
 }
 
-Order::Kind order_of(const std::string& name) {
-  if (name == "forward") {
-    return Order::kForward;
-  }
-  if (name == "backward") {
-    return Order::kBackward;
-  }
-  if (name == "shuffled") {
-    return Order::kShuffled;
-  }
-  throw std::invalid_argument("order is " + name + ", expected forward, backward or shuffled");
-}
-
 py::list run(
     const std::string& name, const std::map<std::string, py::array>& arrays,
     std::map<std::string, int64_t> integers, std::map<std::string, double> numbers,

@@ -113,3 +113,24 @@ def supported_isas() -> list[str]:
     names = [n for i, n in enumerate(ISA_NAMES) if torch.ops.kgrec_fast._isa(i) == i]
     torch.ops.kgrec_fast._isa(before)
     return names
+
+
+def op_names() -> list[str]:
+    """Every op of the library that computes something, sorted."""
+    prefix = "kgrec_fast::"
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    return sorted(name[len(prefix) :] for name in names if not name.startswith(prefix + "_"))
+
+
+def cuda_op_names() -> list[str]:
+    """Those of `op_names` with a CUDA implementation."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in op_names() if has(f"kgrec_fast::{name}", "CUDA")]
+
+
+def cuda_architectures() -> list[int]:
+    """Compute capabilities the CUDA library was compiled for, as 80 for 8.0; [] where not loaded.
+
+    Newer cards compile the last one's PTX when a kernel first runs.
+    """
+    return list(torch.ops.kgrec_fast._cuda_architectures()) if CUDA.loaded else []

@@ -70,9 +70,9 @@ class RunPlan(NamedTuple):
     run_sum: Tensor
 
 
-def workspace_rows(num_rows: int, num_runs: int) -> int:
+def workspace_rows(num_rows: int, num_runs: int, min_workspace: int = MIN_WORKSPACE) -> int:
     """Places that the runs of any tile fit into; the bindings compute the same."""
-    return min(num_runs, max(num_rows, MIN_WORKSPACE))
+    return min(num_runs, max(num_rows, min_workspace))
 
 
 def plan_rows(ptr: Tensor) -> RowPlan:

@@ -111,7 +111,7 @@ def check_runs(ptr: Tensor, rel: Tensor, num_relations: int, min_workspace: int)
     runs = plan.plan_runs(ptr, rel, num_relations, rows, min_workspace)
     assert all(x.dtype == torch.int32 for x in runs)
     num_edges, tiles = rel.numel(), runs.run_tile.size(0) - 1
-    most = min(runs.run_perm.numel(), max(ptr.numel() - 1, min_workspace))
+    most = plan.workspace_rows(ptr.numel() - 1, runs.run_perm.numel(), min_workspace)
     bins = (rows.short_row.numel(), rows.long_row.numel(), rows.chunk.size(0))
     ends = (*bins, runs.run_piece.numel() - 1, runs.run_sum.size(0))
     assert runs.run_tile[0].tolist() == [0] * 5

@@ -1,17 +1,10 @@
 #include "cuda/dropout_normalize_add.cuh"
 
 #include "entry.h"
+#include "graph_args.h"
 
 namespace kgrec::cuda_host {
 namespace {
-
-Matrix matrix(Args& args, const char* name, DType dtype) {
-  return args.has(name) ? Matrix{args.in(name, dtype), args.row_stride(name)} : Matrix{};
-}
-
-const void* sums(Args& args, const char* name, DType dtype) {
-  return args.in(name, dtype == DType::f64 ? DType::f64 : DType::f32);
-}
 
 cuda::Dropout dropout(Args& args) {
   cuda::Dropout dropout;
@@ -39,7 +32,7 @@ KGREC_ENTRY(dropout_normalize_add) {
   p.residual = cuda_host::matrix(args, "residual", p.dtype);
   p.y = args.out("y", p.dtype);
   p.out = args.out("out", p.dtype);
-  p.norm = args.out("norm", p.dtype == DType::f64 ? DType::f64 : DType::f32);
+  p.norm = args.out("norm", cuda_host::accumulate(p.dtype));
   cuda::launches_dropout_normalize_add(p, args.launcher);
 }
 
@@ -53,7 +46,7 @@ KGREC_ENTRY(dropout_normalize_add_backward) {
   p.grad_y = cuda_host::matrix(args, "grad_y", p.dtype);
   p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
   p.y = cuda_host::matrix(args, "y", p.dtype);
-  p.norm = cuda_host::sums(args, "norm", p.dtype);
+  p.norm = args.in("norm", cuda_host::accumulate(p.dtype));
   p.grad_x = args.out("grad_x", p.dtype);
   cuda::launches_dropout_normalize_add_backward(p, args.launcher);
 }

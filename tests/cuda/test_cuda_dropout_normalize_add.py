@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from emulator import ORDERS, run
+from emulator import ORDERS, recording, run, run_sanitized
 from torch import Tensor
 
 from kgrec_fast.ops.dropout_normalize_add import dropout_normalize_add_reference
@@ -185,3 +186,38 @@ def test_nothing(shape: tuple[int, int]) -> None:
     y, _, norm = forward(x, x, 0.5)
     assert not norm.any()
     assert backward(y, y, y, norm, 0.5).shape == shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_nothing_is_read_or_written_twice(dtype: torch.dtype, p: float) -> None:
+    """In units of 32 bytes: rows of x and residual, of both results, and the norms."""
+    rows, width = 96, 64
+    x, norm = values((rows, width), dtype, 1), torch.ones(rows, dtype=sums(dtype))
+    matrix = rows * width * x.element_size() // 32
+    results = {"y": x.clone(), "out": x.clone(), "norm": norm}
+    traffic = run(
+        "dropout_normalize_add",
+        dtype=dtype,
+        x=x,
+        residual=x.clone(),
+        **results,
+        **dropout(p),
+        count=True,
+    )
+    sectors = dict.fromkeys(("x", "residual", "y", "out"), 0)
+    for t in traffic:
+        if t.array in sectors:
+            sectors[t.array] += t.sectors
+    assert sum(sectors.values()) == 4 * matrix
+
+
+def test_sanitized(tmp_path: Path) -> None:
+    with recording(tmp_path / "cases"):
+        for dtype in DTYPES:
+            for width in (7, 64, 256):
+                x = values((9, width), dtype, 1)
+                y, _, norm = forward(x, x, 0.3)
+                backward(x, None, y, norm, 0.3)
+    done = run_sanitized(tmp_path / "cases")
+    assert done.returncode == 0, done.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from emulator import ORDERS, run
+from emulator import ORDERS, recording, run, run_sanitized
 
 from kgrec_fast.ops.random import random_bits_reference
 
@@ -41,3 +43,11 @@ def test_every_word_is_written_once() -> None:
     rng = torch.tensor([1, 2])
     traffic = run("random_bits", rng=rng, stream=0, out=out, count=True)
     assert sum(t.bytes for t in traffic if t.write) == 8 * 1026
+
+
+def test_sanitized(tmp_path: Path) -> None:
+    with recording(tmp_path / "cases"):
+        for n in (1, 7, 1026):
+            bits((-1, 2**40), 3, n)
+    done = run_sanitized(tmp_path / "cases")
+    assert done.returncode == 0, done.stderr

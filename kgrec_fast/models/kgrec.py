@@ -156,7 +156,7 @@ class KGRec(EdgeListSampling, nn.Module):
             kept = self.sampler.sample_interactions()
             sampled = None if edges is None else mask_of(edges, self.kg.num_edges)
             scores, _ = ops.rationale_scores(
-                query.detach(),
+                query,
                 self.gcn.relation_embedding.weight.detach(),
                 self.kg,
                 self.gcn.n_heads,
@@ -197,7 +197,8 @@ class KGRec(EdgeListSampling, nn.Module):
             propagated embeddings [n, D] of ``item_ids``, reconstruction loss, contrast loss.
         """
         users, entities = self.user_embedding.weight, self.entity_embedding.weight
-        query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
+        with torch.no_grad():
+            query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
         if masks is None:
             masks = self.draw_masks(query)
         kg, inter, weight, kept = self.kg, self.interactions, self.inter_weight, None

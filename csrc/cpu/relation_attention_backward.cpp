@@ -61,11 +61,12 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.weight = a.const_data_ptr();
 
   Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
-  Tensor score_grad = make(query, {params.row.num_edges, num_heads}, acc);
-  Tensor slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
+  // Given back as soon as they have served, before the next matrix of all nodes is made.
+  std::optional<Tensor> score_grad = make(query, {params.row.num_edges, num_heads}, acc);
+  std::optional<Tensor> slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
   params.grad_relation = grad_relation.mutable_data_ptr();
-  params.score_grad = score_grad.mutable_data_ptr();
-  params.slot_grad = slot_grad.mutable_data_ptr();
+  params.score_grad = score_grad->mutable_data_ptr();
+  params.slot_grad = slot_grad->mutable_data_ptr();
   parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(attention_score_grads, params, begin, end);
   });
@@ -75,17 +76,6 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   sum.width = params.width;
   sum.num_heads = num_heads;
   sum.relation = params.relation;
-
-  // Tails as values: a_e dO[h] * Rel[r].
-  AggregateParams values = sum;
-  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
-  values.order = col;
-  values.x = params.grad_out;
-  values.wide_x = true;
-  values.weight = params.weight;
-  values.out = grad_value.mutable_data_ptr();
-  run_aggregate(values);
-  zero_rows_from(grad_value, num_cols);
 
   // Heads: ds_e Q[t] * Rel[r] / sqrt(d), and the relations' second share.
   AggregateParams heads = sum;
@@ -102,6 +92,12 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   heads.slot_grad = params.slot_grad;
   heads.left = heads.x;
   run_aggregate(heads);
+  parallel_parts(params.slots.num_relations, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(attention_reduce_relations, params, begin, end);
+  });
+  zero_rows_from(grad_relation, params.slots.num_relations);
+  slot_grad.reset();
+
   // Rows between the two counts, if any, are written by the column pass alone.
   zero_rows_from(row_grad_query, std::max(num_rows, num_cols));
 
@@ -117,11 +113,18 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   if (half && num_cols < q.size(0)) {
     copy_rows_from(grad_query, row_grad_query, num_cols);
   }
+  score_grad.reset();
 
-  parallel_parts(params.slots.num_relations, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_reduce_relations, params, begin, end);
-  });
-  zero_rows_from(grad_relation, params.slots.num_relations);
+  // Tails as values: a_e dO[h] * Rel[r].
+  AggregateParams values = sum;
+  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
+  values.order = col;
+  values.x = params.grad_out;
+  values.wide_x = true;
+  values.weight = params.weight;
+  values.out = grad_value.mutable_data_ptr();
+  run_aggregate(values);
+  zero_rows_from(grad_value, num_cols);
   return {grad_query, grad_value, grad_relation};
 }
 

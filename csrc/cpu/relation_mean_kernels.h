@@ -1,5 +1,5 @@
-// The last step of relation mean's gradient, compiled once for every instruction set. All else is the
-// row kernel of aggregate.h.
+// The last step of relation mean's gradient, compiled once for every instruction set. All else is
+// the row kernel of aggregate.h.
 
 #include "cpu/slot_kernels.h"
 

@@ -64,7 +64,7 @@ def relation_attention(
             query, value, relation, graph, num_heads, mask, return_lse
         )
     backward = _common.wants_grad(query, value, relation)
-    out, lse, _ = torch.ops.kgrec_fast.relation_attention(
+    out, lse, _ = _relation_attention(
         query,
         value,
         relation,
@@ -156,7 +156,5 @@ if _library.CPU.loaded:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(x.new_empty(x.shape) for x in (query, value, relation))  # type: ignore[return-value]
 
-    torch.library.register_autograd(
-        "kgrec_fast::relation_attention", _backward, setup_context=_setup_context
-    )
+    _relation_attention = _common.differentiable("relation_attention", _setup_context, _backward)
     _common.register_no_grad("relation_attention_backward")

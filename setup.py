@@ -33,7 +33,7 @@ CXX_FLAGS = [
     *WARNINGS,
     "-Wno-psabi",  # vector types are only passed to functions that are always inlined
     "-Wno-unknown-pragmas",
-    "-Wno-maybe-uninitialized",  # g++ 12, inside its own AVX-512 intrinsics
+    "-Wno-uninitialized",  # g++ 12, inside its own AVX-512 intrinsics
     # Contraction is per expression and keeps inf and NaN; ISO mode would switch it off.
     "-ffp-contract=fast",
     "-fno-math-errno",

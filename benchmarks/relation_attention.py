@@ -101,7 +101,7 @@ def ours(graph: RelGraph) -> Attention:
     """The fused op behind one projection of all nodes."""
 
     def attention(x: Tensor, w: Tensor, relation: Tensor) -> Tensor:
-        return cast(Tensor, ops.relation_attention(x @ w, x, relation, graph, HEADS))
+        return cast(Tensor, ops.projected_attention(x, w, relation, graph, HEADS))
 
     return attention
 

@@ -8,7 +8,7 @@
 
 namespace kgrec::cpu {
 
-void run_aggregate(AggregateParams& params) {
+void run_aggregate(AggregateParams& params, int64_t first, int64_t last) {
   const int64_t pieces = 2 * params.order.num_parts;
   std::vector<int64_t> partial_row(pieces, -1), partial_count(pieces, 0);
   const size_t size = params.dtype == DType::f64 ? sizeof(double) : sizeof(float);
@@ -16,10 +16,12 @@ void run_aggregate(AggregateParams& params) {
   params.partial = partial.get();
   params.partial_row = partial_row.data();
   params.partial_count = partial_count.data();
-  parallel_parts(params.order.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(aggregate_parts, params, begin, end);
+  parallel_parts(last - first, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(aggregate_parts, params, first + begin, first + end);
   });
-  KGREC_ISA_CALL(aggregate_merge, params);
+  if (params.out != nullptr) {
+    KGREC_ISA_CALL(aggregate_merge, params, 2 * first, 2 * last);
+  }
 }
 
 namespace {

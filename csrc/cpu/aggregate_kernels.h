@@ -1,22 +1,49 @@
 // Weighted sums over the edges of a row, compiled once for every instruction set. One kernel serves
-// relation mean, both directions of weighted aggregation, and the gradients of all three.
+// relation mean, relation attention, both directions of weighted aggregation, and their gradients.
 
 namespace {
 
-// out[row] = scale * sum over edges of relation[rel] * (weight * source_scale[idx] * x[idx])
+// From the sum of a row to its result.
 template <class S>
+KGREC_INLINE void finish_row(
+    const AggregateParams& p, const S& shape, int64_t row, int64_t count,
+    const typename S::V* sum) {
+  using T = typename S::Element;
+  using A = typename S::A;
+  using V = typename S::V;
+  A scale = A(p.scale);
+  if (p.inverse_count != nullptr) {
+    const A inverse = A(1) / A(std::max<int64_t>(count, 1));
+    static_cast<A*>(p.inverse_count)[row] = inverse;
+    scale *= inverse;
+  }
+  const A* addend = row < p.addend_rows ? static_cast<const A*>(p.addend) + row * p.width : nullptr;
+  for (int i = 0; i < shape.vectors; ++i) {
+    V result = sum[i] * splat(scale);
+    if (addend != nullptr) {
+      result += shape.get(addend, i);
+    }
+    if (p.wide_out) {
+      shape.put(static_cast<A*>(p.out) + row * p.width, i, result);
+    } else {
+      shape.put(static_cast<T*>(p.out) + row * p.width, i, result);
+    }
+  }
+}
+
+// X is the type of x: the element type, or the one it is added up in.
+template <class X, class S>
 void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scratch<S>& scratch) {
   using T = typename S::Element;
   using A = typename S::A;
   using V = typename S::V;
-  constexpr int64_t kAhead = 12;
   constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
   const OrderView& order = p.order;
-  const T* x = static_cast<const T*>(p.x.data);
+  const X* x = static_cast<const X*>(p.x.data);
   const T* relation = static_cast<const T*>(p.relation.data);
-  const A* weight = static_cast<const A*>(p.weight);
+  const A* weight = static_cast<const A*>(p.weight) - p.first_weight * p.num_heads;
   const A* source_scale = static_cast<const A*>(p.source_scale);
-  const int64_t last_edge = order.num_edges - 1;
+  const A scale = A(p.scale);
 
   for_stretches(order, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     V* memory = scratch.memory;
@@ -25,6 +52,16 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
     int64_t previous = -1;
     int in_run = 0;
     const auto end_run = [&] {
+      if (p.slot_grad != nullptr) {
+        const T* left = static_cast<const T*>(p.left.data) + row * p.left.stride;
+        const A* left_scale = static_cast<const A*>(p.left_scale);
+        const A factor = left_scale != nullptr ? scale * left_scale[row] : scale;
+        A* slot = static_cast<A*>(p.slot_grad) + p.slots.slot[previous] * p.width;
+        for (int i = 0; i < shape.vectors; ++i) {
+          const V share = shape.get(left, i) * splat(factor) * run.v[i];
+          shape.put(slot, i, shape.get(slot, i) + share);
+        }
+      }
       if (relation != nullptr) {
         const T* r = relation + order.rel[previous] * p.relation.stride;
         for (int i = 0; i < shape.vectors; ++i) {
@@ -40,34 +77,37 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
       in_run = 0;
     };
     for (int64_t e = begin; e < end; ++e) {
-      const int64_t ahead = std::min(e + kAhead, last_edge);
-      if (order.mask == nullptr || order.mask[ahead] != 0) {
-        prefetch_row(x + order.idx[ahead] * p.x.stride, p.width * sizeof(T));
+      prefetch_ahead(order, e, shape, x, p.x.stride);
+      if (order.pos != nullptr && p.weight != nullptr) {
+        __builtin_prefetch(weight + order.pos[edge_ahead(order, e)] * shape.heads);
       }
       if (order.mask != nullptr && order.mask[e] == 0) {
         continue;
       }
       if (in_run == kLongestRun ||
-          (relation != nullptr && in_run > 0 && order.rel[e] != order.rel[previous])) {
+          (order.rel != nullptr && in_run > 0 && order.rel[e] != order.rel[previous])) {
         end_run();
       }
       previous = e;
       ++in_run;
       ++count;
-      A w = 1;
-      if (weight != nullptr) {
-        w = weight[order.pos != nullptr ? order.pos[e] : e];
-      }
-      if (source_scale != nullptr) {
-        w *= source_scale[order.idx[e]];
-      }
-      const T* row_x = x + order.idx[e] * p.x.stride;
-      for (int i = 0; i < shape.vectors; ++i) {
-        run.v[i] += splat(w) * shape.get(row_x, i);
+      const X* row_x = x + order.idx[e] * p.x.stride;
+      const A* w = weight + (order.pos != nullptr ? order.pos[e] : e) * shape.heads;
+      for (int k = 0; k < shape.heads; ++k) {
+        A factor = p.weight != nullptr ? w[k] : A(1);
+        if (source_scale != nullptr) {
+          factor *= source_scale[order.idx[e]];
+        }
+        for (int i = k * shape.head_vectors; i < (k + 1) * shape.head_vectors; ++i) {
+          run.v[i] += splat(factor) * shape.get(row_x, i);
+        }
       }
     }
     if (in_run > 0) {
       end_run();
+    }
+    if (p.out == nullptr) {
+      return;
     }
     if (piece >= 0) {
       A* partial = static_cast<A*>(p.partial) + piece * p.width;
@@ -78,30 +118,19 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
       p.partial_count[piece] = count;
       return;
     }
-    if (p.inverse_count != nullptr) {
-      const A inverse = A(1) / A(std::max<int64_t>(count, 1));
-      static_cast<A*>(p.inverse_count)[row] = inverse;
-      for (int i = 0; i < shape.vectors; ++i) {
-        sum.v[i] *= splat(inverse);
-      }
-    }
-    T* out = static_cast<T*>(p.out) + row * p.width;
-    for (int i = 0; i < shape.vectors; ++i) {
-      shape.put(out, i, sum.v[i]);
-    }
+    finish_row(p, shape, row, count, sum.v);
   });
 }
 
 // Adds up the shares of rows that several parts hold, in the order of the parts.
 template <class T>
-void merge_shares(const AggregateParams& p) {
+void merge_shares(const AggregateParams& p, int64_t first_piece, int64_t last_piece) {
   using A = acc_t<T>;
   const A* partial = static_cast<const A*>(p.partial);
   const AnyShape<T> shape(p.width, 1);
-  const int64_t pieces = 2 * p.order.num_parts;
   Scratch<AnyShape<T>> scratch(shape, 1);
   Vec<A>* sum = scratch.memory;
-  for (int64_t i = 0; i < pieces;) {
+  for (int64_t i = first_piece; i < last_piece;) {
     const int64_t row = p.partial_row[i];
     if (row < 0) {
       ++i;
@@ -109,7 +138,7 @@ void merge_shares(const AggregateParams& p) {
     }
     std::fill(sum, sum + shape.vectors, Vec<A>{});
     int64_t count = 0;
-    for (; i < pieces && (p.partial_row[i] == row || p.partial_row[i] < 0); ++i) {
+    for (; i < last_piece && (p.partial_row[i] == row || p.partial_row[i] < 0); ++i) {
       if (p.partial_row[i] < 0) {
         continue;
       }
@@ -118,25 +147,27 @@ void merge_shares(const AggregateParams& p) {
         sum[k] += shape.get(partial + i * p.width, k);
       }
     }
-    A scale = 1;
-    if (p.inverse_count != nullptr) {
-      scale = A(1) / A(std::max<int64_t>(count, 1));
-      static_cast<A*>(p.inverse_count)[row] = scale;
-    }
-    for (int k = 0; k < shape.vectors; ++k) {
-      shape.put(static_cast<T*>(p.out) + row * p.width, k, sum[k] * splat(scale));
-    }
+    finish_row(p, shape, row, count, sum);
   }
 }
 
 template <class T>
 void aggregate_typed(const AggregateParams& p, int64_t begin, int64_t end) {
-  with_row_shape<T>(p.width, [&](const auto& shape) {
+  const auto run = [&](const auto& shape) {
     Scratch scratch(shape, 2);
     for (int64_t part = begin; part < end; ++part) {
-      aggregate_part(p, shape, part, scratch);
+      if (p.wide_x) {
+        aggregate_part<acc_t<T>>(p, shape, part, scratch);
+      } else {
+        aggregate_part<T>(p, shape, part, scratch);
+      }
     }
-  });
+  };
+  if (p.num_heads == 1) {
+    with_row_shape<T>(p.width, run);
+  } else {
+    with_attention_shape<T>(p.width, p.num_heads, run);
+  }
 }
 
 // out[e] = sum(row_side[row] * col_side[idx]) for every edge of a part, 0 where it is masked.
@@ -170,8 +201,8 @@ void aggregate_parts(const AggregateParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) { aggregate_typed<decltype(t)>(p, begin, end); });
 }
 
-void aggregate_merge(const AggregateParams& p) {
-  for_dtype(p.dtype, [&](auto t) { merge_shares<decltype(t)>(p); });
+void aggregate_merge(const AggregateParams& p, int64_t first_piece, int64_t last_piece) {
+  for_dtype(p.dtype, [&](auto t) { merge_shares<decltype(t)>(p, first_piece, last_piece); });
 }
 
 void edge_dot_parts(const EdgeDotParams& p, int64_t begin, int64_t end) {

@@ -3,8 +3,6 @@
 
 namespace {
 
-constexpr int64_t kAhead = 8;
-
 // exp(logit - top) summed over unmasked edges, and their number; masked logits are -inf.
 template <class A>
 struct RowSoftmax {
@@ -31,10 +29,7 @@ KGREC_INLINE void write_logits(
     key.v[i] = shape.get(head, i) * splat(scale);
   }
   for (int64_t e = begin; e < end; ++e) {
-    const int64_t ahead = std::min(e + kAhead, order.num_edges - 1);
-    if (order.mask == nullptr || order.mask[ahead] != 0) {
-      prefetch_row(query + order.idx[ahead] * p.query.stride, p.width * sizeof(T));
-    }
+    prefetch_ahead(order, e, shape, query, p.query.stride);
     if (order.mask != nullptr && order.mask[e] == 0) {
       logits[e] = -std::numeric_limits<A>::infinity();
       continue;

@@ -1,3 +1,4 @@
+#include "cpu/aggregate.h"
 #include "cpu/binding.h"
 #include "cpu/dispatch.h"
 #include "cpu/relation_attention.h"
@@ -15,18 +16,29 @@ void copy_rows_from(Tensor target, Tensor source, int64_t first) {
   torch::stable::copy_(to, from);
 }
 
+// `x` as a contiguous tensor of `rows` rows by head, in the type of sums.
+Tensor per_head(
+    const Tensor& x, const char* name, int64_t rows, int64_t num_heads, ScalarType acc) {
+  STD_TORCH_CHECK(
+      x.dim() == 2 && x.size(0) == rows && x.size(1) == num_heads, name, " has ", x.numel(),
+      " elements, expected ", rows, " x ", num_heads);
+  STD_TORCH_CHECK(x.scalar_type() == acc, name, " is not in the type of sums");
+  return torch::stable::contiguous(x);
+}
+
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const Tensor& out, const Tensor& lse, const Graph& graph,
+    const Tensor& relation, const Tensor& out, const Tensor& weight, const Graph& graph,
     const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask,
     int64_t num_heads) {
-  AttentionBackwardParams params;
   check_masks(row_mask, col_mask);
+  AttentionBackwardParams params;
   params.row = row_order(graph, row_mask);
-  params.col = column_order(graph, col_mask);
+  const OrderView col = column_order(graph, col_mask);
   params.slots = slots(graph);
-  const int64_t num_rows = params.row.num_rows, num_cols = params.col.num_rows;
+  const int64_t num_rows = params.row.num_rows, num_cols = col.num_rows;
   params.dtype = dtype_of(query, "query");
+  const ScalarType acc = accumulate_type(params.dtype);
   const Tensor q = operand(query, "query", std::max(num_rows, num_cols), query);
   const Tensor v = operand(value, "value", num_cols, query);
   const Tensor r = operand(relation, "relation", params.slots.num_relations, query);
@@ -36,66 +48,83 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.num_heads = num_heads;
   check_heads(num_heads, params.width);
   check_relations(params.row);
-  STD_TORCH_CHECK(o.size(1) == params.width && o.is_contiguous(), "out does not fit query");
   STD_TORCH_CHECK(
-      o.scalar_type() == accumulate_type(params.dtype), "out is not in the type of its sums");
-  const Tensor gl = torch::stable::contiguous(grad_lse);
-  for (const Tensor* x : {&gl, &lse}) {
-    STD_TORCH_CHECK(
-        x->numel() == num_rows * num_heads && x->scalar_type() == o.scalar_type() &&
-            x->is_contiguous(),
-        "lse does not fit out");
-  }
-  params.query = matrix(q);
+      o.size(1) == params.width && o.is_contiguous() && o.scalar_type() == acc,
+      "out does not fit query");
+  const Tensor gl = per_head(grad_lse, "grad_lse", num_rows, num_heads, acc);
+  const Tensor a = per_head(weight, "weight", params.row.num_edges, num_heads, acc);
   params.value = matrix(v);
   params.relation = matrix(r);
   params.grad_out = matrix(g);
   params.grad_lse = gl.const_data_ptr();
   params.out = o.const_data_ptr();
-  params.lse = lse.const_data_ptr();
+  params.weight = a.const_data_ptr();
 
-  const ScalarType acc = o.scalar_type();
+  Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
+  // Given back as soon as they have served, before the next matrix of all nodes is made.
+  std::optional<Tensor> score_grad = make(query, {params.row.num_edges, num_heads}, acc);
+  std::optional<Tensor> slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
+  params.grad_relation = grad_relation.mutable_data_ptr();
+  params.score_grad = score_grad->mutable_data_ptr();
+  params.slot_grad = slot_grad->mutable_data_ptr();
+  parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(attention_score_grads, params, begin, end);
+  });
+
+  AggregateParams sum;
+  sum.dtype = params.dtype;
+  sum.width = params.width;
+  sum.num_heads = num_heads;
+  sum.relation = params.relation;
+
+  // Heads: ds_e Q[t] * Rel[r] / sqrt(d), and the relations' second share.
+  AggregateParams heads = sum;
   const bool half = acc != query.scalar_type();
   Tensor grad_query = make(query, {q.size(0), params.width}, query.scalar_type());
-  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
-  Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
   Tensor row_grad_query = half ? make(query, {q.size(0), params.width}, acc) : grad_query;
-  Tensor edge_weight = make(query, {params.row.num_edges, 2 * num_heads}, acc);
-  Tensor slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
-  const int64_t pieces = 2 * std::max(params.row.num_parts, params.col.num_parts);
-  Tensor partial = make(query, {pieces, 2 * params.width}, acc);
-  std::vector<int64_t> partial_row(pieces, -1);
-  params.grad_query = grad_query.mutable_data_ptr();
-  params.grad_value = grad_value.mutable_data_ptr();
-  params.grad_relation = grad_relation.mutable_data_ptr();
-  params.row_grad_query = row_grad_query.mutable_data_ptr();
-  params.edge_weight = edge_weight.mutable_data_ptr();
-  params.slot_grad = slot_grad.mutable_data_ptr();
-  params.partial = partial.mutable_data_ptr();
-  params.partial_row = partial_row.data();
-
-  // The row pass fills one half of its shares only.
-  torch::stable::zero_(partial);
-  parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_row_parts, params, begin, end);
-  });
-  KGREC_ISA_CALL(attention_row_merge, params);
+  heads.order = params.row;
+  heads.x = matrix(q);
+  heads.weight = params.score_grad;
+  heads.scale = 1 / std::sqrt(double(params.width / num_heads));
+  heads.wide_out = true;
+  heads.out = row_grad_query.mutable_data_ptr();
+  heads.slots = params.slots;
+  heads.slot_grad = params.slot_grad;
+  heads.left = heads.x;
+  run_aggregate(heads);
   parallel_parts(params.slots.num_relations, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(attention_reduce_relations, params, begin, end);
   });
   zero_rows_from(grad_relation, params.slots.num_relations);
+  slot_grad.reset();
+
   // Rows between the two counts, if any, are written by the column pass alone.
   zero_rows_from(row_grad_query, std::max(num_rows, num_cols));
 
-  std::fill(partial_row.begin(), partial_row.end(), -1);
-  parallel_parts(params.col.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_column_parts, params, begin, end);
-  });
-  KGREC_ISA_CALL(attention_column_merge, params);
-  zero_rows_from(grad_value, num_cols);
+  // Tails as keys: ds_e Q[h] * Rel[r] / sqrt(d), added to what the same node has got as a head.
+  AggregateParams tails = heads;
+  tails.order = col;
+  tails.wide_out = false;
+  tails.slot_grad = nullptr;
+  tails.addend = row_grad_query.const_data_ptr();
+  tails.addend_rows = num_rows;
+  tails.out = grad_query.mutable_data_ptr();
+  run_aggregate(tails);
   if (half && num_cols < q.size(0)) {
     copy_rows_from(grad_query, row_grad_query, num_cols);
   }
+  score_grad.reset();
+
+  // Tails as values: a_e dO[h] * Rel[r].
+  AggregateParams values = sum;
+  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
+  values.order = col;
+  values.x = params.grad_out;
+  values.wide_x = true;
+  values.weight = params.weight;
+  values.out = grad_value.mutable_data_ptr();
+  run_aggregate(values);
+  zero_rows_from(grad_value, num_cols);
   return {grad_query, grad_value, grad_relation};
 }
 

@@ -4,15 +4,12 @@
 
 namespace kgrec::cpu {
 
-struct RelationMeanBackwardParams {
-  OrderView order;  // row order
+struct RelationReduceParams {
   SlotView slots;
   DType dtype = DType::f32;
   int64_t width = 0;
-  Matrix x, grad_out;
-  const void* inverse_count = nullptr;  // acc [num_rows]
-  void* slot_grad = nullptr;            // acc [num_slots, width], zero
-  void* grad_relation = nullptr;        // [num_relations, width]
+  const void* slot_grad = nullptr;  // acc [num_slots, width]
+  void* grad_relation = nullptr;    // [num_relations, width]
 };
 
 }  // namespace kgrec::cpu
@@ -71,25 +68,30 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   run_aggregate(params);
   zero_rows_from(grad_x, params.order.num_rows);
 
-  RelationMeanBackwardParams rows;
-  rows.order = row_order(graph, row_mask);
-  rows.slots = slots(graph);
-  rows.dtype = params.dtype;
-  rows.width = params.width;
-  rows.x = matrix(source);
-  rows.grad_out = matrix(g);
-  rows.inverse_count = params.source_scale;
-  Tensor slot_grad = make_zeros(x, rows.slots.num_slots, rows.width, accumulate_type(params.dtype));
-  Tensor grad_relation = make(x, {r.size(0), rows.width}, x.scalar_type());
-  rows.slot_grad = slot_grad.mutable_data_ptr();
-  rows.grad_relation = grad_relation.mutable_data_ptr();
-  parallel_parts(rows.order.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(relation_grad_parts, rows, begin, end);
+  // Gradient of the relations: dO[h] / count times the sum of x[t], a run at a time.
+  AggregateParams runs;
+  runs.order = row_order(graph, row_mask);
+  runs.slots = slots(graph);
+  runs.dtype = params.dtype;
+  runs.width = params.width;
+  runs.x = matrix(source);
+  runs.left = matrix(g);
+  runs.left_scale = params.source_scale;
+  Tensor slot_grad = make_zeros(x, runs.slots.num_slots, runs.width, accumulate_type(runs.dtype));
+  runs.slot_grad = slot_grad.mutable_data_ptr();
+  run_aggregate(runs);
+
+  RelationReduceParams reduce;
+  reduce.slots = runs.slots;
+  reduce.dtype = runs.dtype;
+  reduce.width = runs.width;
+  reduce.slot_grad = runs.slot_grad;
+  Tensor grad_relation = make(x, {r.size(0), reduce.width}, x.scalar_type());
+  reduce.grad_relation = grad_relation.mutable_data_ptr();
+  parallel_parts(reduce.slots.num_relations, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(relation_mean_reduce, reduce, begin, end);
   });
-  parallel_parts(rows.slots.num_relations, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(relation_mean_reduce, rows, begin, end);
-  });
-  zero_rows_from(grad_relation, rows.slots.num_relations);
+  zero_rows_from(grad_relation, reduce.slots.num_relations);
   return {grad_x, grad_relation};
 }
 

@@ -11,6 +11,7 @@ struct FixedShape {
   static constexpr int W = Simd<A>::W;
   static constexpr int kHeads = H_;  // as a constant, 0 where it is none
   static constexpr int heads = H_, head_vectors = HV_, vectors = H_ * HV_;
+  static constexpr int64_t width = vectors * W;
   FixedShape(int64_t, int64_t) {}
   template <class U>
   KGREC_INLINE V get(const U* row, int i) const {
@@ -38,9 +39,10 @@ struct AnyShape {
     int64_t offset;  // of the vector in a row
     int count;       // elements of it that belong to the head
   };
+  int64_t width;
   int heads, head_vectors, vectors;
   std::vector<Place> places;
-  AnyShape(int64_t width, int64_t num_heads) : heads(int(num_heads)) {
+  AnyShape(int64_t width, int64_t num_heads) : width(width), heads(int(num_heads)) {
     const int64_t head_width = width / num_heads;
     head_vectors = int((head_width + W - 1) / W);
     vectors = heads * head_vectors;
@@ -87,6 +89,25 @@ struct Scratch {
   Scratch& operator=(const Scratch&) = delete;
   V* memory;
 };
+
+// The edge whose operands are asked for while edge e is worked on.
+KGREC_INLINE int64_t edge_ahead(const OrderView& order, int64_t e) {
+  constexpr int64_t kAhead = 12;
+  return std::min(e + kAhead, order.num_edges - 1);
+}
+
+// Brings the row of x that an edge soon to come reads towards the first level of the cache.
+template <class S, class X>
+KGREC_INLINE void prefetch_ahead(
+    const OrderView& order, int64_t e, const S& shape, const X* x, int64_t stride) {
+  const int64_t ahead = edge_ahead(order, e);
+  if (order.mask == nullptr || order.mask[ahead] != 0) {
+    const char* row = reinterpret_cast<const char*>(x + order.idx[ahead] * stride);
+    for (int64_t at = 0; at < shape.width * int64_t(sizeof(X)); at += 64) {
+      __builtin_prefetch(row + at);
+    }
+  }
+}
 
 // Calls run(shape) with a FixedShape of one head for the usual widths, else with an AnyShape.
 template <class T, class F>

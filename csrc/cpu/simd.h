@@ -93,6 +93,25 @@ KGREC_INLINE void store(T* p, Vec<acc_t<T>> v) {
 }
 
 // The first n < W elements; the rest of the vector is zero.
+#if defined(__x86_64__) && KGREC_VECTOR_BYTES == 64
+KGREC_INLINE Vec<float> load_first(const float* p, int n) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+KGREC_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), v);
+}
+#elif defined(__x86_64__) && KGREC_VECTOR_BYTES == 32
+KGREC_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+KGREC_INLINE Vec<float> load_first(const float* p, int n) {
+  return _mm256_maskload_ps(p, first_lanes(n));
+}
+KGREC_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), v);
+}
+#endif
+
 template <class T>
 KGREC_INLINE Vec<acc_t<T>> load_first(const T* p, int n) {
   T buffer[Simd<acc_t<T>>::W] = {};
@@ -242,6 +261,16 @@ KGREC_INLINE Vec<A> lanes_by_bit(int bit, Vec<A> set, Vec<A> clear) {
   return chosen ? set : clear;
 }
 
+// The first n lanes of v, `rest` in the others.
+template <class A>
+KGREC_INLINE Vec<A> first_or(Vec<A> v, int n, A rest) {
+  std::conditional_t<sizeof(A) == 4, I32, I64> lanes;
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    lanes[i] = i;
+  }
+  return lanes < n ? v : splat(rest);
+}
+
 // The sums of four vectors at once, sharing the work on lanes.
 template <class A>
 KGREC_INLINE void hsum_four(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> d, A* sums) {
@@ -333,13 +362,6 @@ KGREC_INLINE Vec<double> vexp(Vec<double> x) {
   p = p * bit_cast<Vec<double>>((whole - half + 1023) << 52);
   p = x > high ? splat(std::numeric_limits<double>::infinity()) : p;
   return x < low ? Vec<double>{} : p;
-}
-
-// Brings a row of `bytes` towards the first level of the cache.
-KGREC_INLINE void prefetch_row(const void* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) {
-    __builtin_prefetch(static_cast<const char*>(row) + at);
-  }
 }
 
 // -- Parts of the work -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids, check_graphs
-from kgrec_fast.models._rows import first_and_chosen, rows_or_zero
+from kgrec_fast.models._rows import readers, rows_or_zero
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler, mask_of
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
@@ -156,7 +156,7 @@ class KGRec(EdgeListSampling, nn.Module):
             kept = self.sampler.sample_interactions()
             sampled = None if edges is None else mask_of(edges, self.kg.num_edges)
             scores, _ = ops.rationale_scores(
-                query.detach(),
+                query,
                 self.gcn.relation_embedding.weight.detach(),
                 self.kg,
                 self.gcn.n_heads,
@@ -197,7 +197,8 @@ class KGRec(EdgeListSampling, nn.Module):
             propagated embeddings [n, D] of ``item_ids``, reconstruction loss, contrast loss.
         """
         users, entities = self.user_embedding.weight, self.entity_embedding.weight
-        query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
+        with torch.no_grad():
+            query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
         if masks is None:
             masks = self.draw_masks(query)
         kg, inter, weight, kept = self.kg, self.interactions, self.inter_weight, None
@@ -209,7 +210,7 @@ class KGRec(EdgeListSampling, nn.Module):
         masked = masks.masked.nonzero().flatten()
         ends = torch.cat([kg.head[masked], kg.col[masked]]).long()
         read = ends if item_ids is None else torch.cat([item_ids, ends])
-        items, chosen = first_and_chosen(entities, self.n_items, read)
+        entities, kg_entities, items, chosen = readers(entities, self.n_items, read)
 
         encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
         user_sum, entity_sum = self.gcn.messages(
@@ -242,7 +243,7 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=rng,
         )
         view_kg = items + self.gcn.kg_messages(
-            entities,
+            kg_entities,
             self.hops,
             edge_mask=kg.edge_mask(masks.contrast_edges, "row"),
             rng=rng,

@@ -209,9 +209,7 @@ class AttnHGCN(Propagation):
         graph = self._hops(entity_emb, edge_index, edge_type).first
         inter = self._interactions(user_emb, entity_emb, inter_edge, "entity_emb")
         weight = inter.weight if inter_edge_w is None else inter_edge_w
-        entity_agg = self._attend(
-            self._project(entity_emb), entity_emb, graph, prepared_mask(graph, edge_mask)
-        )
+        entity_agg = self._attend(entity_emb, graph, prepared_mask(graph, edge_mask))
         user_agg = ops.weighted_aggregate(entity_emb, weight, inter, edge_mask=inter_mask)
         return padded(entity_agg, entity_emb.shape[0]), user_agg
 
@@ -307,7 +305,7 @@ class AttnHGCN(Propagation):
             graph = self._hops(entity_emb, edge_index, edge_type).first
         # Without relations any graph will do.
         scores, logits = ops.rationale_scores(
-            self._project(entity_emb), relation, cast(RelGraph, graph), self.n_heads, edge_mask
+            entity_emb @ self.W_Q, relation, cast(RelGraph, graph), self.n_heads, edge_mask
         )
         return (scores, logits) if return_logits else scores
 

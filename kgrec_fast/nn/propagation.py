@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,7 +97,8 @@ class Propagation(nn.Module):
             inter_mask: Which interactions count.
             rng: int64 [2], seed and step of message dropout; None for none.
             residuals: What the messages are added to, [U, D] and [A, D]; None for zero.
-            query: [N, D] ``entity_emb @ W_Q``, where it is known already.
+            query: [N, D] ``entity_emb @ W_Q``, where it is known already; no gradient flows
+                through it, see :func:`kgrec_fast.ops.projected_attention`.
             item_emb: [n_items, D], the first rows of ``entity_emb``, where they are apart already.
             wanted_users: bool [U], the rows of the result that will be read; the others miss what
                 the last hop adds, which saves its work. None reads all.
@@ -113,19 +112,18 @@ class Propagation(nn.Module):
         items = entity_emb if item_emb is None else item_emb
         user_sum, entity_sum = residuals
         for hop in range(self.n_hops):
-            if hop == 0:
-                query = self._project(entity_emb) if query is None else query
-            else:
-                if hop == 1:
-                    outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
-                    edge_mask = hops.later_mask(edge_mask)
-                    graph = hops.first if hops.later is None else hops.later
+            if hop == 1:
+                outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
+                edge_mask = hops.later_mask(edge_mask)
+                graph = hops.first if hops.later is None else hops.later
+            if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
-                query = self._project(entity_emb, graph if hops.later is None else None)
+                query = None
             if hop == self.n_hops - 1:
                 edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
                 inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
-            entity_agg = self._attend(query, entity_emb, graph, edge_mask, outer)
+            empty_outside = hop > 0 and hops.later is None
+            entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, empty_outside)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
             entity_emb, entity_sum = self._finish(entity_agg, entity_sum, rng, "rec/entity", hop)
             user_emb, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop)
@@ -178,39 +176,37 @@ class Propagation(nn.Module):
 
     # -- parts ------------------------------------------------------------------------------------
 
-    def _project(self, x: Tensor, empty_outside: RelGraph | None = None) -> Tensor:
-        """``x @ W_Q``. Rows without an edge in ``empty_outside`` are known to be zero in ``x``."""
-        if empty_outside is None:
-            return x @ self.W_Q
-        rows = _with_edges(empty_outside).nonzero().flatten()
-        if 2 * rows.numel() > x.shape[0]:
-            return x @ self.W_Q
-        part = x.index_select(0, rows) @ self.W_Q
-        return part.new_zeros(x.shape).index_copy(0, rows, part)
-
     def _attend(
         self,
-        query: Tensor,
-        value: Tensor,
+        x: Tensor,
         graph: RelGraph,
         edge_mask: EdgeMask | None,
+        query: Tensor | None = None,
         outer: Tensor | None = None,
+        empty_outside: bool = False,
     ) -> Tensor:
-        """Relation attention [A, D]. ``outer`` [A, 1] counts edges to zero nodes beside the graph.
+        """Relation attention [A, D].
 
-        Such an edge has the score 0 and adds 1 to the denominator, nothing else.
+        ``query`` is ``x @ W_Q`` where it is known. ``outer`` [A, 1] counts edges to zero nodes
+        beside the graph: such an edge has the score 0 and adds 1 to the denominator, nothing else.
+        ``empty_outside`` says that rows without an edge of their own are zero in ``x``.
         """
-        relation = self.relation_embedding.weight
+        relation, heads = self.relation_embedding.weight, self.n_heads
+        rows = _with_edges(graph).nonzero().flatten() if empty_outside else None
+        if rows is not None and 2 * rows.numel() <= x.shape[0]:
+            part = x.index_select(0, rows) @ self.W_Q
+            query = part.new_zeros(x.shape).index_copy(0, rows, part)
+            out, lse = ops.relation_attention(query, x, relation, graph, heads, edge_mask, True)
+        else:
+            out, lse = ops.projected_attention(
+                x, self.W_Q, relation, graph, heads, edge_mask, return_lse=True, query=query
+            )
         if outer is None:
-            out = ops.relation_attention(query, value, relation, graph, self.n_heads, edge_mask)
-            return cast(Tensor, out)
-        out, lse = ops.relation_attention(
-            query, value, relation, graph, self.n_heads, edge_mask, return_lse=True
-        )
+            return out
         # exp(lse) / (exp(lse) + outer), where the logarithm of zero must not meet an lse of -inf.
         share = torch.sigmoid(lse - outer.clamp(min=1).log())
         share = torch.where(outer > 0, share, 1.0).to(out.dtype).unsqueeze(-1)
-        return (out.unflatten(1, (self.n_heads, self.d_k)) * share).flatten(1)
+        return (out.unflatten(1, (heads, self.d_k)) * share).flatten(1)
 
     def _finish(
         self, x: Tensor, total: Tensor | None, rng: Tensor | None, place: str, hop: int

@@ -11,6 +11,7 @@ from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add,
     dropout_normalize_add_reference,
 )
+from kgrec_fast.ops.projected_attention import projected_attention, projected_attention_reference
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
 from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
@@ -35,6 +36,8 @@ from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggre
 __all__ = [
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
+    "projected_attention",
+    "projected_attention_reference",
     "rationale_scores",
     "rationale_scores_reference",
     "relation_attention",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -126,6 +127,36 @@ def kept_edges(graph: _Graph, mask: EdgeMask | None) -> tuple[Tensor, Tensor, Te
     rel = graph.rel.index_select(0, positions) if graph.rel.numel() else graph.rel
     head, tail = graph.head.index_select(0, positions), graph.col.index_select(0, positions)
     return positions, head.long(), tail.long(), rel.long()
+
+
+def differentiable(
+    name: str, setup_context: Callable[..., None], backward: Callable[..., tuple]
+) -> Callable[..., Any]:
+    """Registers an op's gradient, and returns a quicker way to call it.
+
+    A registered gradient walks through every list of tensors as through a tree, forward and
+    backward: 0.1 to 0.3 ms a call with a graph. The function that is returned takes the op's
+    arguments, and the same gradient, past that. torch.compile is sent to the op itself.
+    """
+    torch.library.register_autograd(f"kgrec_fast::{name}", backward, setup_context=setup_context)
+    op = getattr(torch.ops.kgrec_fast, name)
+
+    class Quick(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = op(*inputs)
+            setup_context(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple:
+            return tuple(None if isinstance(g, list) else g for g in backward(ctx, *grads))
+
+    def call(*inputs: Any) -> Any:
+        compiling = torch.compiler.is_compiling()
+        return op(*inputs) if compiling else Quick.apply(*inputs)
+
+    return call
 
 
 def register_no_grad(name: str) -> None:

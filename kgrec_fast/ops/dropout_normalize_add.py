@@ -100,7 +100,7 @@ def dropout_normalize_add(
         return dropout_normalize_add_reference(x, residual, p, rng, stream, rng is not None)
     if rng is not None:
         rng = rng.contiguous()
-    y, out, _ = torch.ops.kgrec_fast.dropout_normalize_add(x, residual, rng, p, stream)
+    y, out, _ = _dropout_normalize_add(x, residual, rng, p, stream)
     return y, out
 
 
@@ -134,7 +134,7 @@ if _library.CPU.loaded:
     def _(grad_y: Tensor | None, grad_out: Tensor | None, y: Tensor, *_: Any) -> Tensor:
         return y.new_empty(y.shape)
 
-    torch.library.register_autograd(
-        "kgrec_fast::dropout_normalize_add", _backward, setup_context=_setup_context
+    _dropout_normalize_add = _common.differentiable(
+        "dropout_normalize_add", _setup_context, _backward
     )
     _common.register_no_grad("dropout_normalize_add_backward")

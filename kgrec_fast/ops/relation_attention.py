@@ -64,13 +64,14 @@ def relation_attention(
             query, value, relation, graph, num_heads, mask, return_lse
         )
     backward = _common.wants_grad(query, value, relation)
-    out, lse = torch.ops.kgrec_fast.relation_attention(
+    out, lse, _ = _relation_attention(
         query,
         value,
         relation,
         graph.tensors(columns=backward),
         *_common.mask_tensors(mask, columns=backward),
         num_heads,
+        backward,
     )
     # The op keeps float32 for half types: backward needs the unrounded sum.
     out = out.to(query.dtype)
@@ -114,18 +115,19 @@ def segment_logsumexp(score: Tensor, head: Tensor, num_rows: int) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    query, value, relation, graph, row_mask, col_mask, ctx.num_heads = inputs
-    out, lse = output
-    ctx.save_for_backward(query, value, relation, out, lse, row_mask, col_mask, *graph)
+    query, value, relation, graph, row_mask, col_mask, ctx.num_heads, _ = inputs
+    out, _, weight = output
+    ctx.mark_non_differentiable(weight)
+    ctx.save_for_backward(query, value, relation, out, weight, row_mask, col_mask, *graph)
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple:
-    query, value, relation, out, lse, row_mask, col_mask, *graph = ctx.saved_tensors
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple:
+    query, value, relation, out, weight, row_mask, col_mask, *graph = ctx.saved_tensors
     grads = torch.ops.kgrec_fast.relation_attention_backward(
-        grad_out, grad_lse, query, value, relation, out, lse, graph, row_mask, col_mask,
+        grad_out, grad_lse, query, value, relation, out, weight, graph, row_mask, col_mask,
         ctx.num_heads,
     )  # fmt: skip
-    return *grads, [None] * len(graph), None, None, None
+    return *grads, [None] * len(graph), None, None, None, None
 
 
 if _library.CPU.loaded:
@@ -139,11 +141,13 @@ if _library.CPU.loaded:
         row_mask: Tensor | None,
         col_mask: Tensor | None,
         num_heads: int,
-    ) -> tuple[Tensor, Tensor]:
+        keep_weight: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, rows = _common.accumulate_dtype(query.dtype), graph[0].size(0) - 1
         return (
             query.new_empty(rows, query.size(1), dtype=dtype),
             query.new_empty(rows, num_heads, dtype=dtype),
+            query.new_empty(graph[2].size(0) if keep_weight else 0, num_heads, dtype=dtype),
         )
 
     @torch.library.register_fake("kgrec_fast::relation_attention_backward")
@@ -152,7 +156,5 @@ if _library.CPU.loaded:
     ) -> tuple[Tensor, Tensor, Tensor]:
         return tuple(x.new_empty(x.shape) for x in (query, value, relation))  # type: ignore[return-value]
 
-    torch.library.register_autograd(
-        "kgrec_fast::relation_attention", _backward, setup_context=_setup_context
-    )
+    _relation_attention = _common.differentiable("relation_attention", _setup_context, _backward)
     _common.register_no_grad("relation_attention_backward")

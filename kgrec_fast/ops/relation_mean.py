@@ -40,7 +40,7 @@ def relation_mean(
     if not _common.runs_native(x.device):
         return relation_mean_reference(x, relation, graph, mask)
     backward = _common.wants_grad(x, relation)
-    out, _ = torch.ops.kgrec_fast.relation_mean(
+    out, _ = _relation_mean(
         x,
         relation,
         graph.tensors(columns=backward),
@@ -95,7 +95,5 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, x: Tensor, relation: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape), relation.new_empty(relation.shape)
 
-    torch.library.register_autograd(
-        "kgrec_fast::relation_mean", _backward, setup_context=_setup_context
-    )
+    _relation_mean = _common.differentiable("relation_mean", _setup_context, _backward)
     _common.register_no_grad("relation_mean_backward")

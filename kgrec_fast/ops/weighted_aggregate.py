@@ -49,7 +49,7 @@ def weighted_aggregate(
     columns = transpose or _common.wants_grad(x, weight)
     if weight is not None:
         weight = graph.to_row_order(weight.to(_common.accumulate_dtype(x.dtype)))
-    return torch.ops.kgrec_fast.weighted_aggregate(
+    return _weighted_aggregate(
         x,
         weight,
         graph.tensors(columns),
@@ -151,8 +151,8 @@ if _library.CPU.loaded:
         dtype = _common.accumulate_dtype(row_side.dtype)
         return row_side.new_empty(graph[1].size(0), dtype=dtype)
 
-    torch.library.register_autograd(
-        "kgrec_fast::weighted_aggregate", _aggregate_backward, setup_context=_aggregate_setup
+    _weighted_aggregate = _common.differentiable(
+        "weighted_aggregate", _aggregate_setup, _aggregate_backward
     )
     torch.library.register_autograd(
         "kgrec_fast::edge_dot", _edge_dot_backward, setup_context=_edge_dot_setup

@@ -153,7 +153,7 @@ def test_keeps_nothing_of_size_edges_times_width() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         relation_attention(*leaves, graph, 2)
-    assert max(sizes) <= max(graph.num_edges, 64 * len(leaves[0]))
+    assert max(sizes) <= max(2 * graph.num_edges, 64 * len(leaves[0]))  # heads, not widths
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -164,13 +164,13 @@ def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     mask = graph.edge_mask(random_mask(case)) if masked else None
     masks = (mask.row, mask.col) if mask else (None, None)
     leaves = [x.requires_grad_() for x in operands(case, 8, dtype)]
-    arguments = (*leaves, graph.tensors(columns=True), *masks, 2)
+    arguments = (*leaves, graph.tensors(columns=True), *masks, 2, True)
     torch.library.opcheck(torch.ops.kgrec_fast.relation_attention.default, arguments)
     detached = [x.detach() for x in leaves]
-    out, lse = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
+    out, lse, weight = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
     torch.library.opcheck(
         torch.ops.kgrec_fast.relation_attention_backward.default,
-        (out, lse, *detached, out, lse, *arguments[3:]),
+        (out, lse, *detached, out, weight, *arguments[3:-1]),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ _warned = False
 def is_native(device: torch.device) -> bool:
     """Whether tensors on `device` are served by native kernels."""
     if device.type == "cuda":
-        return CUDA.loaded
+        return cuda_is_complete()
     # Fake and meta tensors need the schemas only.
     return CPU.loaded and device.type in ("cpu", "meta")
 
@@ -74,6 +75,9 @@ def warn_once(device: torch.device) -> None:
         _warned = True
         library = CUDA if device.type == "cuda" and CPU.loaded else CPU
         reason = library.error or f"no native kernels exist for device type {device.type!r}"
+        if library is CUDA and CUDA.loaded:
+            count = f"{len(cuda_op_names())} of {len(op_names())}"
+            reason = f"so far {count} ops have CUDA kernels"
         warnings.warn(
             f"kgrec_fast runs on its reference ops, which are much slower: {reason}. "
             "See `python -m kgrec_fast.info`.",
@@ -134,3 +138,9 @@ def cuda_architectures() -> list[int]:
     Newer cards compile the last one's PTX when a kernel first runs.
     """
     return list(torch.ops.kgrec_fast._cuda_architectures()) if CUDA.loaded else []
+
+
+@cache
+def cuda_is_complete() -> bool:
+    """Whether every op has a CUDA implementation; until then CUDA tensors take the references."""
+    return CUDA.loaded and cuda_op_names() == op_names()

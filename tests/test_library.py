@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import torch
 
 from kgrec_fast import _library, info, ops
@@ -44,3 +45,23 @@ def test_cpu_tensors_do_not_care_what_else_is_loaded() -> None:
     y, out = ops.dropout_normalize_add(x, x, 0.0, None)
     torch.testing.assert_close(y, x / 2)
     torch.testing.assert_close(out, x * 1.5)
+
+
+@pytest.mark.parametrize("missing", [[], ["segment_sum"]])
+def test_cuda_is_native_once_every_op_is_there(
+    missing: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = _library.Library("_C_cuda", None, None)
+    names = [name for name in _library.op_names() if name not in missing]
+    monkeypatch.setattr(_library, "CUDA", loaded)
+    monkeypatch.setattr(_library, "cuda_op_names", lambda: names)
+    monkeypatch.setattr(_library, "_warned", False)
+    _library.cuda_is_complete.cache_clear()
+    try:
+        device = torch.device("cuda")
+        assert _library.is_native(device) == (not missing)
+        if missing:
+            with pytest.warns(UserWarning, match=rf"{len(names)} of {len(names) + 1} ops"):
+                _library.warn_once(device)
+    finally:
+        _library.cuda_is_complete.cache_clear()

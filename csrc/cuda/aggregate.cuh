@@ -1,0 +1,331 @@
+// Weighted sums over the edges of a row or column. A group of lanes holds the sum of a row in
+// registers; each lane looks up one edge, and the group then takes the edges one after the other.
+#pragma once
+
+#include "cuda/aggregate.h"
+#include "cuda/shares.cuh"
+
+namespace kgrec::cuda {
+
+// What a lane has looked up of an edge.
+template <class A>
+struct LaneEdge {
+  int32_t idx = -1;  // where it is masked or there is none
+  int32_t rel = 0;
+  int32_t pos = 0;  // in row order
+  A factor = A(1);  // of all heads
+};
+
+template <class A>
+KGREC_DEVICE LaneEdge<A> look_up(const AggregateParams& p, int64_t e, int64_t end) {
+  const OrderView& order = p.order;
+  LaneEdge<A> edge;
+  if (e >= end || (order.mask != nullptr && load(order.mask + e) == 0)) {
+    return edge;
+  }
+  edge.idx = load(order.idx + e);
+  if (p.relation.data != nullptr) {
+    edge.rel = load(order.rel + e);
+  }
+  if (p.weight != nullptr) {
+    edge.pos = order.pos != nullptr ? load(order.pos + e) : static_cast<int32_t>(e);
+    if (p.num_heads == 1) {
+      edge.factor = load(static_cast<const A*>(p.weight) + edge.pos);
+    }
+  }
+  if (p.source_scale != nullptr) {
+    edge.factor *= load(static_cast<const A*>(p.source_scale) + edge.idx);
+  }
+  return edge;
+}
+
+// Adds relation[rel] times the sum of a run to `sum`.
+template <class T, class C, class A>
+KGREC_DEVICE void end_run(
+    const AggregateParams& p, const C& columns, int32_t rel, const LaneValues<C, A>& run,
+    LaneValues<C, A>& sum) {
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    if (p.relation.data != nullptr) {
+      A r[C::kSize];
+      columns.read(matrix_row<T>(p.relation, rel), v, r);
+#pragma unroll
+      for (int i = 0; i < C::kSize; ++i) {
+        sum[v][i] += run[v][i] * r[i];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < C::kSize; ++i) {
+        sum[v][i] += run[v][i];
+      }
+    }
+  }
+}
+
+// run += factor * x[idx], with the weights of the heads where there are several.
+template <class X, class C, class A>
+KGREC_DEVICE void add_edge(
+    const AggregateParams& p, const C& columns, const LaneEdge<A>& edge, const int (&head)[4],
+    LaneValues<C, A>& run) {
+  static_assert(C::kVectors <= 4, "a head for each vector");
+  const X* x = matrix_row<X>(p.x, edge.idx);
+  const bool has_heads = p.num_heads > 1 && p.weight != nullptr;
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    A factor = edge.factor;
+    if (has_heads) {
+      factor *= load(static_cast<const A*>(p.weight) + edge.pos * p.num_heads + head[v]);
+    }
+    A values[C::kSize];
+    columns.read(x, v, values);
+#pragma unroll
+    for (int i = 0; i < C::kSize; ++i) {
+      run[v][i] += factor * values[i];
+    }
+  }
+}
+
+// The sum over the edges of a share; returns how many there are.
+template <class T, class C, class A>
+KGREC_DEVICE int32_t
+sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneValues<C, A>& sum) {
+  constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
+  int head[4] = {};
+  if (p.num_heads > 1) {
+    const int64_t head_width = p.width / p.num_heads;
+#pragma unroll
+    for (int v = 0; v < C::kVectors; ++v) {
+      head[v] = static_cast<int>(columns.column(v) / head_width);
+    }
+  }
+  LaneValues<C, A> run{};
+  int32_t count = 0, rel_of_run = 0;
+  int in_run = 0;
+  for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
+    const LaneEdge<A> mine = look_up<A>(p, first + share.lane, share.end);
+    const int64_t left = share.end - first;
+    const int edges = left < C::kLanes ? static_cast<int>(left) : C::kLanes;
+    for (int j = 0; j < edges; ++j) {
+      LaneEdge<A> edge;
+      edge.idx = __shfl_sync(share.mask, mine.idx, j, C::kLanes);
+      if (edge.idx < 0) {
+        continue;
+      }
+      edge.rel = __shfl_sync(share.mask, mine.rel, j, C::kLanes);
+      edge.pos = __shfl_sync(share.mask, mine.pos, j, C::kLanes);
+      edge.factor = __shfl_sync(share.mask, mine.factor, j, C::kLanes);
+      if (in_run == kLongestRun || (in_run > 0 && edge.rel != rel_of_run)) {
+        end_run<T>(p, columns, rel_of_run, run, sum);
+        run = LaneValues<C, A>{};
+        in_run = 0;
+      }
+      rel_of_run = edge.rel;
+      ++in_run;
+      ++count;
+      if (p.wide_x) {
+        add_edge<A>(p, columns, edge, head, run);
+      } else {
+        add_edge<T>(p, columns, edge, head, run);
+      }
+    }
+  }
+  if (in_run > 0) {
+    end_run<T>(p, columns, rel_of_run, run, sum);
+  }
+  return count;
+}
+
+// From the sum of a row to its result.
+template <class T, class C, class A>
+KGREC_DEVICE void finish_row(
+    const AggregateParams& p, const C& columns, int64_t row, int32_t count, bool counts,
+    LaneValues<C, A>& sum) {
+  A scale = A(p.scale);
+  if (p.inverse_count != nullptr) {
+    const A inverse = A(1) / A(count > 0 ? count : 1);
+    if (counts) {
+      store(static_cast<A*>(p.inverse_count) + row, inverse);
+    }
+    scale *= inverse;
+  }
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    A addend[C::kSize] = {};
+    if (row < p.addend_rows) {
+      columns.read(static_cast<const A*>(p.addend) + row * p.width, v, addend);
+    }
+#pragma unroll
+    for (int i = 0; i < C::kSize; ++i) {
+      sum[v][i] = sum[v][i] * scale + addend[i];
+    }
+    if (p.wide_out) {
+      columns.write(static_cast<A*>(p.out) + row * p.width, v, sum[v]);
+    } else {
+      columns.write(static_cast<T*>(p.out) + row * p.width, v, sum[v]);
+    }
+  }
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+    aggregate_kernel(const AggregateParams p) {
+  using A = acc_t<T>;
+  using C = LaneColumns<T, S>;
+  for_shares<C::kLanes>(p.order, p.plan, [&](const Share& share) {
+    int64_t slice = 0;
+    do {
+      const C columns(share.lane, slice, p.width);
+      const bool counts = slice == 0 && share.lane == 0;
+      LaneValues<C, A> sum{};
+      int32_t count = sum_share<T>(p, columns, share, sum);
+      if (share.together) {
+#pragma unroll
+        for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+          for (int i = 0; i < C::kSize; ++i) {
+            sum[v][i] = sum_groups<C::kLanes>(sum[v][i]);
+          }
+        }
+        count = sum_groups<C::kLanes>(count);
+      }
+      if (share.together && share.group > 0) {
+        // The first group writes.
+      } else if (share.chunk < 0) {
+        finish_row<T>(p, columns, share.row, count, counts, sum);
+      } else {
+#pragma unroll
+        for (int v = 0; v < C::kVectors; ++v) {
+          columns.write(static_cast<A*>(p.partial) + share.chunk * p.width, v, sum[v]);
+        }
+        if (counts) {
+          store(p.partial_count + share.chunk, count);
+        }
+      }
+      slice = C::next_slice(slice);
+    } while (slice < p.width);
+  });
+}
+
+// Adds up the chunks of each hub, in their order.
+template <class T, class S>
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+    aggregate_hub_kernel(const AggregateParams p) {
+  using A = acc_t<T>;
+  using C = LaneColumns<T, S>;
+  const int64_t step = threads_in_grid() / C::kLanes;
+  const int lane = lane_of_warp() % C::kLanes;
+  for (int64_t i = thread_of_grid() / C::kLanes; i < p.plan.num_hubs; i += step) {
+    const int32_t* hub = p.plan.hub + 3 * i;
+    const int32_t row = load(hub), begin = load(hub + 1), end = load(hub + 2);
+    int64_t slice = 0;
+    do {
+      const C columns(lane, slice, p.width);
+      LaneValues<C, A> sum{};
+      int32_t count = 0;
+      for (int64_t chunk = begin; chunk < end; ++chunk) {
+        count += load(p.partial_count + chunk);
+#pragma unroll
+        for (int v = 0; v < C::kVectors; ++v) {
+          A part[C::kSize];
+          columns.read(static_cast<const A*>(p.partial) + chunk * p.width, v, part);
+#pragma unroll
+          for (int k = 0; k < C::kSize; ++k) {
+            sum[v][k] += part[k];
+          }
+        }
+      }
+      finish_row<T>(p, columns, row, count, slice == 0 && lane == 0, sum);
+      slice = C::next_slice(slice);
+    } while (slice < p.width);
+  }
+}
+
+template <class Run>
+void launches_aggregate(const AggregateParams& p, Run&& run) {
+  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+  const int64_t vector = p.dtype == DType::f64 ? 2 : p.dtype == DType::f32 ? 4 : 8;
+  const bool aligned = is_aligned(p.x, p.wide_x ? sums : p.dtype) &&
+                       is_aligned(p.relation, p.dtype) &&
+                       is_aligned(Matrix{p.addend, p.width}, sums) &&
+                       p.width / p.num_heads % vector == 0;  // no vector is of two heads
+  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+    using T = decltype(element);
+    using S = decltype(shape);
+    run(aggregate_kernel<T, S>, grid_for_shares<S>(p.plan), p);
+    run(aggregate_hub_kernel<T, S>, grid_for_rows<S>(p.plan.num_hubs), p);
+  });
+}
+
+// -- Products of both ends -------------------------------------------------------------------
+
+template <class T, class C, class A>
+KGREC_DEVICE A dot(const C& columns, const LaneValues<C, A>& left, const T* right) {
+  A products = 0;
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    A values[C::kSize];
+    columns.read(right, v, values);
+#pragma unroll
+    for (int i = 0; i < C::kSize; ++i) {
+      products += left[v][i] * values[i];
+    }
+  }
+  return products;
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+    edge_dot_kernel(const EdgeDotParams p) {
+  using A = acc_t<T>;
+  using C = LaneColumns<T, S>;
+  for_shares<C::kLanes>(p.order, p.plan, [&](const Share& share) {
+    const T* row = matrix_row<T>(p.row_side, share.row);
+    const auto left_of = [&](const C& columns) {
+      LaneValues<C, A> left;
+#pragma unroll
+      for (int v = 0; v < C::kVectors; ++v) {
+        columns.read(row, v, left[v]);
+      }
+      return left;
+    };
+    const C columns(share.lane, 0, p.width);
+    const LaneValues<C, A> left = left_of(columns);
+    for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
+      const int64_t e = first + share.lane;
+      const bool there = e < share.end;
+      const bool kept = there && (p.order.mask == nullptr || load(p.order.mask + e) != 0);
+      const int32_t mine = kept ? load(p.order.idx + e) : -1;
+      const int64_t rest = share.end - first;
+      const int edges = rest < C::kLanes ? static_cast<int>(rest) : C::kLanes;
+      A result = 0;
+      for (int j = 0; j < edges; ++j) {
+        const int32_t idx = __shfl_sync(share.mask, mine, j, C::kLanes);
+        if (idx < 0) {
+          continue;
+        }
+        const T* right = matrix_row<T>(p.col_side, idx);
+        A products = dot(columns, left, right);
+        for (int64_t slice = C::next_slice(0); slice < p.width; slice = C::next_slice(slice)) {
+          const C others(share.lane, slice, p.width);
+          products += dot(others, left_of(others), right);
+        }
+        products = group_sum(products, C::kLanes, share.mask);
+        result = j == share.lane ? products : result;
+      }
+      if (there) {
+        store(static_cast<A*>(p.out) + e, result);
+      }
+    }
+  });
+}
+
+template <class Run>
+void launches_edge_dot(const EdgeDotParams& p, Run&& run) {
+  const bool aligned = is_aligned(p.row_side, p.dtype) && is_aligned(p.col_side, p.dtype);
+  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+    using S = decltype(shape);
+    run(edge_dot_kernel<decltype(element), S>, grid_for_shares<S>(p.plan), p);
+  });
+}
+
+}  // namespace kgrec::cuda

@@ -1,0 +1,106 @@
+#include <tuple>
+
+#include "cuda/aggregate.h"
+#include "cuda/binding.h"
+
+namespace kgrec::cuda {
+namespace {
+
+// Launches it, with a workspace for the shares of hubs that is freed in order of the stream.
+void aggregate(const OnDevice& device, AggregateParams& params, const Tensor& like) {
+  Tensor partial =
+      make(like, {params.plan.num_chunks, params.width}, accumulate_type(params.dtype));
+  Tensor count = make(like, {params.plan.num_chunks}, ScalarType::Int);
+  params.partial = partial.mutable_data_ptr();
+  params.partial_count = count.mutable_data_ptr<int32_t>();
+  device.launch(launch_aggregate, params);
+}
+
+Tensor weighted_aggregate(
+    const Tensor& x, const std::optional<Tensor>& weight, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask, bool transpose,
+    int64_t out_rows) {
+  const OnDevice device(x, "x");
+  AggregateParams params;
+  params.order = transpose ? column_order(graph, col_mask) : row_order(graph, row_mask);
+  params.plan = transpose ? column_plan(graph) : row_plan(graph);
+  if (transpose) {
+    check_masks(row_mask, col_mask);
+  }
+  params.order.rel = nullptr;
+  params.dtype = dtype_of(x, "x");
+  const int64_t sources = transpose ? graph[kRowPtr].numel() - 1 : 0;
+  const Tensor source = operand(x, "x", sources, x);
+  STD_TORCH_CHECK(
+      out_rows >= params.order.num_rows, "out_rows is ", out_rows, ", expected at least ",
+      params.order.num_rows);
+  params.width = source.size(1);
+  params.x = matrix(source);
+  std::optional<Tensor> weights;
+  if (weight) {
+    STD_TORCH_CHECK(
+        weight->scalar_type() == accumulate_type(params.dtype),
+        "weight is expected in the type that x is added up in");
+    check_device(*weight, "weight");
+    weights = torch::stable::contiguous(*weight);
+    STD_TORCH_CHECK(
+        weights->dim() == 1 && weights->numel() == params.order.num_edges, "weight has ",
+        weights->numel(), " elements, expected ", params.order.num_edges);
+    params.weight = weights->const_data_ptr();
+  }
+  Tensor out = make(x, {out_rows, params.width}, x.scalar_type());
+  params.out = out.mutable_data_ptr();
+  aggregate(device, params, x);
+  device.zero_rows_from(out, params.order.num_rows);
+  return out;
+}
+
+Tensor edge_dot(
+    const Tensor& row_side, const Tensor& col_side, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&) {
+  const OnDevice device(row_side, "row_side");
+  EdgeDotParams params;
+  params.order = row_order(graph, row_mask);
+  params.plan = row_plan(graph);
+  params.dtype = dtype_of(row_side, "row_side");
+  const Tensor left = operand(row_side, "row_side", params.order.num_rows, row_side);
+  const Tensor right = operand(col_side, "col_side", 0, row_side);
+  params.width = left.size(1);
+  params.row_side = matrix(left);
+  params.col_side = matrix(right);
+  Tensor out = make(row_side, {params.order.num_edges}, accumulate_type(params.dtype));
+  params.out = out.mutable_data_ptr();
+  device.launch(launch_edge_dot, params);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> relation_mean(
+    const Tensor& x, const Tensor& relation, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&) {
+  const OnDevice device(x, "x");
+  AggregateParams params;
+  params.order = row_order(graph, row_mask);
+  params.plan = row_plan(graph);
+  check_relations(params.order);
+  params.dtype = dtype_of(x, "x");
+  const Tensor source = operand(x, "x", 0, x);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, x);
+  params.width = source.size(1);
+  params.x = matrix(source);
+  params.relation = matrix(r);
+  Tensor out = make(x, {params.order.num_rows, params.width}, x.scalar_type());
+  Tensor inverse_count = make(x, {params.order.num_rows}, accumulate_type(params.dtype));
+  params.out = out.mutable_data_ptr();
+  params.inverse_count = inverse_count.mutable_data_ptr();
+  aggregate(device, params, x);
+  return {out, inverse_count};
+}
+
+}  // namespace
+}  // namespace kgrec::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CUDA, m) {
+  m.impl("weighted_aggregate", TORCH_BOX(&kgrec::cuda::weighted_aggregate));
+  m.impl("edge_dot", TORCH_BOX(&kgrec::cuda::edge_dot));
+  m.impl("relation_mean", TORCH_BOX(&kgrec::cuda::relation_mean));
+}

@@ -41,6 +41,14 @@ def test_cuda_ops_are_there_where_their_library_is() -> None:
         "weighted_aggregate",
         "edge_dot",
         "relation_mean",
+        "segment_sum",
+        "segment_mean",
+        "segment_spread",
+        "segment_softmax",
+        "segment_softmax_backward",
+        "scatter_sum",
+        "scatter_softmax",
+        "scatter_softmax_backward",
     }
     architectures = _library.cuda_architectures()
     assert architectures == sorted(set(architectures))

@@ -5,12 +5,15 @@ Python API, so that one binary serves every torch from 2.10 and every Python fro
 ``kgrec_fast._C_cuda`` (CUDA kernels) is built where torch has CUDA and a toolkit is found:
 
 * ``KGREC_FAST_CUDA=1`` makes its absence an error, ``KGREC_FAST_CUDA=0`` leaves it out;
-* ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as in every PyTorch extension.
+* ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as in every PyTorch extension; without it
+  all of CUDA_ARCHITECTURES that the toolkit knows are built, whatever card is in this machine.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,12 +24,13 @@ from torch.utils import cpp_extension
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10
 
+CUDA_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+
 DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch headers have unused parameters
 CXX_FLAGS = [
     "-O3",
-    "-Wall",
-    "-Wextra",
-    "-Wno-unused-parameter",  # torch headers
+    *WARNINGS,
     "-Wno-psabi",  # vector types are only passed to functions that are always inlined
     "-Wno-unknown-pragmas",
     "-Wno-uninitialized",  # g++ 12, inside its own AVX-512 intrinsics
@@ -35,6 +39,14 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+]
+CUDA_HOST_FLAGS = [*WARNINGS, "-Werror", "-fvisibility=hidden"]
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-Werror=all-warnings",
+    f"-Xcompiler={','.join(CUDA_HOST_FLAGS)}",
+    "--threads=2",  # architectures of one file side by side, and ninja runs files side by side
 ]
 
 
@@ -61,6 +73,39 @@ def _cpu_extension() -> Extension:
     )
 
 
+def _cuda_home() -> str | None:
+    """The toolkit: CUDA_HOME where it is set, else torch's guess or the usual place."""
+    asked = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    for home in [asked] if asked else [cpp_extension.CUDA_HOME, "/usr/local/cuda"]:
+        if home and all((Path(home) / x).exists() for x in ("bin/nvcc", "include/cuda_runtime.h")):
+            return home
+    return None
+
+
+def _ask_nvcc(cuda_home: str, question: str) -> str:
+    command = [str(Path(cuda_home) / "bin" / "nvcc"), question]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _known_architectures(cuda_home: str) -> str:
+    """Those of CUDA_ARCHITECTURES that nvcc knows, the last also as PTX for what comes after it."""
+    known = _ask_nvcc(cuda_home, "--list-gpu-arch").split()
+    names = [x for x in CUDA_ARCHITECTURES if f"compute_{x.replace('.', '')}" in known]
+    return ";".join(names) + "+PTX"
+
+
+def _why_no_cuda(cuda_home: str | None) -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if cuda_home is None:
+        return "no CUDA toolkit was found (set CUDA_HOME)"
+    release = re.search(r"release ([\d.]+)", _ask_nvcc(cuda_home, "--version"))
+    version = release[1] if release else "of an unknown version"
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"the CUDA toolkit in {cuda_home} is {version}, that of torch {torch.version.cuda}"
+    return None
+
+
 def _cuda_extension() -> Extension | None:
     """The CUDA library, None where it is left out; raises where it was asked for and cannot be."""
     wish = os.environ.get("KGREC_FAST_CUDA", "")
@@ -68,28 +113,26 @@ def _cuda_extension() -> Extension | None:
         raise SystemExit(f"KGREC_FAST_CUDA is {wish!r}, expected 0, 1 or nothing")
     if wish == "0":
         return None
-    sources = _sources("cuda", ".cpp", ".cu")
-    missing = None
-    if not sources:
-        missing = "this version of kgrec_fast has no CUDA kernels yet"
-    elif torch.version.cuda is None:
-        missing = f"torch {torch.__version__} was built without CUDA"
-    elif cpp_extension.CUDA_HOME is None:
-        missing = "no CUDA toolkit was found (set CUDA_HOME)"
-    if missing:
+    home = _cuda_home()
+    missing = _why_no_cuda(home)
+    if missing or home is None:
         if wish == "1":
             raise SystemExit(f"KGREC_FAST_CUDA=1, but the CUDA library cannot be built: {missing}")
         print(f"kgrec_fast: building without the CUDA library: {missing}", file=sys.stderr)
         return None
+    cpp_extension.CUDA_HOME = home
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        os.environ["TORCH_CUDA_ARCH_LIST"] = _known_architectures(home)
     return cpp_extension.CUDAExtension(
         "kgrec_fast._C_cuda",
-        sources,
+        _sources("cuda", ".cpp", ".cu"),
         include_dirs=[str(ROOT / "csrc")],
         depends=_headers(),
         extra_compile_args={
-            "cxx": [*DEFINES, "-DUSE_CUDA", "-O3"],
-            "nvcc": [*DEFINES, "-DUSE_CUDA", "-O3"],
+            "cxx": [*DEFINES, "-DUSE_CUDA", "-O3", *CUDA_HOST_FLAGS],
+            "nvcc": NVCC_FLAGS,  # no torch in there
         },
+        extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
         py_limited_api=True,
     )
 

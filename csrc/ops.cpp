@@ -1,11 +1,18 @@
-// Every op of the library, by schema, and nothing else. `Tensor[] graph` is the list made by
-// kgrec_fast.graph: nine tensors in row order, five more where a pass over columns needs them.
-// Per-edge tensors and masks are in the order their names say, row order if they say none.
+// Every op of the library, by schema, and nothing else. Per-edge tensors and masks are in the order
+// their names say, row order if they say none.
+//
+// `Tensor[] graph` is the list made by kgrec_fast.graph (in brackets: tensors):
+//   [9]  row order: rowptr, head, col, rel, perm, part, slot, slot_ptr, slot_perm
+//   [5]  where a pass over columns needs it, column order: colptr, row, rel, pos, part
+//   [9]  on CUDA, the plan of row order: short_row, long_row, chunk, hub; run_place, run_tile,
+//        run_perm, run_piece, run_sum
+//   [4]  on CUDA and with the column order, its plan: short_row, long_row, chunk, hub
 
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("_isa(int wanted) -> int");
+  m.def("_cuda_architectures() -> int[]");
 
   m.def(
       "relation_attention(Tensor query, Tensor value, Tensor relation, Tensor[] graph, "

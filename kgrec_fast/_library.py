@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ _warned = False
 def is_native(device: torch.device) -> bool:
     """Whether tensors on `device` are served by native kernels."""
     if device.type == "cuda":
-        return CUDA.loaded
+        return cuda_is_complete()
     # Fake and meta tensors need the schemas only.
     return CPU.loaded and device.type in ("cpu", "meta")
 
@@ -74,6 +75,9 @@ def warn_once(device: torch.device) -> None:
         _warned = True
         library = CUDA if device.type == "cuda" and CPU.loaded else CPU
         reason = library.error or f"no native kernels exist for device type {device.type!r}"
+        if library is CUDA and CUDA.loaded:
+            count = f"{len(cuda_op_names())} of {len(op_names())}"
+            reason = f"so far {count} ops have CUDA kernels"
         warnings.warn(
             f"kgrec_fast runs on its reference ops, which are much slower: {reason}. "
             "See `python -m kgrec_fast.info`.",
@@ -113,3 +117,30 @@ def supported_isas() -> list[str]:
     names = [n for i, n in enumerate(ISA_NAMES) if torch.ops.kgrec_fast._isa(i) == i]
     torch.ops.kgrec_fast._isa(before)
     return names
+
+
+def op_names() -> list[str]:
+    """Every op of the library that computes something, sorted."""
+    prefix = "kgrec_fast::"
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith(prefix))
+    return sorted(name[len(prefix) :] for name in names if not name.startswith(prefix + "_"))
+
+
+def cuda_op_names() -> list[str]:
+    """Those of `op_names` with a CUDA implementation."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in op_names() if has(f"kgrec_fast::{name}", "CUDA")]
+
+
+def cuda_architectures() -> list[int]:
+    """Compute capabilities the CUDA library was compiled for, as 80 for 8.0; [] where not loaded.
+
+    Newer cards compile the last one's PTX when a kernel first runs.
+    """
+    return list(torch.ops.kgrec_fast._cuda_architectures()) if CUDA.loaded else []
+
+
+@cache
+def cuda_is_complete() -> bool:
+    """Whether every op has a CUDA implementation; until then CUDA tensors take the references."""
+    return CUDA.loaded and cuda_op_names() == op_names()

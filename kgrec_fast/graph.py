@@ -8,12 +8,14 @@ edge lists: it carries an `EdgeMask` over the fixed graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from os import PathLike
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from kgrec_fast import cuda_plan
 
 MAX_ID = 2**31 - 1
 # Rows up to this many edges are never cut; longer ones may be shared by several parts.
@@ -185,6 +187,9 @@ class _Graph:
     num_rows: int
     num_cols: int
     num_relations: int
+    # What CUDA kernels need besides (see `cuda_plan`): there on CUDA, not saved.
+    row_plan: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
+    col_plan: tuple[Tensor, ...] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.num_edges > MAX_ID:
@@ -223,16 +228,42 @@ class _Graph:
                 "col_pos": order.int(),
                 "col_part": _partition(colptr),
             }
-            for name, value in made.items():
-                object.__setattr__(self, name, value)  # a cache, not a change of value
+            self._keep(**made)
+            self._plan_on_cuda()
         columns = (self.colptr, self.col_row, self.col_rel, self.col_pos, self.col_part)
         return columns  # type: ignore[return-value]
 
-    def tensors(self, columns: bool) -> list[Tensor]:
-        """The graph as ops take it: nine tensors in row order, five more with the column order."""
-        rows = [self.rowptr, self.head, self.col, self.rel, self.perm]
-        rows += [self.part, self.slot, self.slot_ptr, self.slot_perm]
-        return [*rows, *self.columns()] if columns else rows
+    def plan(self, columns: bool) -> tuple[Tensor, ...]:
+        """The plan of the work, of `cuda_plan`. Made when first asked for, then kept."""
+        if self.row_plan is None:
+            made = cuda_plan.plan_row_order(self.rowptr, self.rel, self.num_relations)
+            self._keep(row_plan=made)
+        if columns and self.col_plan is None:
+            self._keep(col_plan=tuple(cuda_plan.plan_rows(self.columns()[0])))
+        return (*self.row_plan, *self.col_plan) if columns else self.row_plan  # type: ignore
+
+    def tensors(self, columns: bool, plan: bool | None = None) -> list[Tensor]:
+        """The graph as ops take it, in the order that csrc/ops.cpp documents.
+
+        Args:
+            columns: whether with the column order.
+            plan: whether with the plan of the work; by default on CUDA, whose kernels need it.
+        """
+        listed = [self.rowptr, self.head, self.col, self.rel, self.perm]
+        listed += [self.part, self.slot, self.slot_ptr, self.slot_perm]
+        listed += self.columns() if columns else ()
+        planned = self.device.type == "cuda" if plan is None else plan
+        return [*listed, *self.plan(columns)] if planned else listed
+
+    def _keep(self, **made: Any) -> None:
+        for name, value in made.items():
+            object.__setattr__(self, name, value)  # a cache, not a change of value
+
+    def _plan_on_cuda(self: G) -> G:
+        """Makes, on CUDA, the plan of what there is, which would have to wait for the device."""
+        if self.device.type == "cuda":
+            self.plan(columns=self.colptr is not None)
+        return self
 
     def edge_mask(self, mask: Tensor, order: str = "caller") -> EdgeMask:
         """A mask of this graph's edges.
@@ -266,11 +297,12 @@ class _Graph:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        moved |= {"row_plan": None, "col_plan": None}
+        return replace(self, **moved)._plan_on_cuda()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the graph to `path` (torch.save of plain tensors and ints)."""
-        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        content = {f.name: getattr(self, f.name) for f in fields(self) if not f.kw_only}
         torch.save({"kind": type(self).__name__, **content}, path)
 
     @classmethod
@@ -376,7 +408,7 @@ class RelGraph(_Graph):
         _check_ids("edge_type", edge_type, relations, "relations")
         counts = torch.bincount(edge_type, minlength=relations)
         built = _build(head, tail, edge_type, (rows, cols, relations))
-        return cls(**built, relation_counts=counts)
+        return cls(**built, relation_counts=counts)._plan_on_cuda()
 
     @property
     def edge_type(self) -> Tensor:
@@ -423,7 +455,8 @@ class InteractionGraph(_Graph):
         items = _resolve_size("num_items", num_items, item)
         _check_ids("edge_index[0]", user, users, "users")
         _check_ids("edge_index[1]", item, items, "items")
-        return cls(**_build(user, item, None, (users, items, 0)), weight=weight)
+        built = _build(user, item, None, (users, items, 0))
+        return cls(**built, weight=weight)._plan_on_cuda()
 
 
 for _cls in (RelGraph, InteractionGraph):

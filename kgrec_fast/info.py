@@ -13,13 +13,14 @@ from kgrec_fast import _library
 
 
 def describe() -> dict[str, str]:
-    """Versions, libraries (or the reason why one is not loaded), ISA and threads, for reports."""
+    """Versions, libraries (or the reason why one is not loaded) and what they hold, for reports."""
     libraries = {
         library.name: f"loaded from {library.path}"
         if library.loaded
         else f"not loaded: {library.error}"
         for library in (_library.CPU, _library.CUDA)
     }
+    on_cuda = _library.cuda_op_names()
     cuda = torch.version.cuda or "none"
     if torch.cuda.is_available():
         cuda += f" on {torch.cuda.get_device_name()}"
@@ -32,6 +33,10 @@ def describe() -> dict[str, str]:
         "cuda of torch": cuda,
         "library _C": libraries["_C"],
         "library _C_cuda": libraries["_C_cuda"],
+        "cuda architectures": ", ".join(f"sm_{x}" for x in _library.cuda_architectures())
+        or "none loaded",
+        "ops on cuda": f"{len(on_cuda)} of {len(_library.op_names())}"
+        f"{': ' if on_cuda else ''}{', '.join(on_cuda)}",
         "cpu isa": f"{_library.isa()} (this machine has: "
         f"{', '.join(_library.supported_isas()) or 'none loaded'})",
         "threads": str(torch.get_num_threads()),

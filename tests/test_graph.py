@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kgrec_fast import InteractionGraph, RelGraph
-from kgrec_fast.graph import MAX_ID, MAX_WHOLE_ROW
+from kgrec_fast import InteractionGraph, RelGraph, cuda_plan
+from kgrec_fast.graph import MAX_ID, MAX_WHOLE_ROW, _Graph
 
 
 def random_graph(num_edges: int = 500, nodes: int = 40, relations: int = 7, seed: int = 0):
@@ -209,3 +209,52 @@ def test_saves_and_loads(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no graph"):
         RelGraph.load(tmp_path / "list.pt")
     assert torch.equal(pickle.loads(pickle.dumps(graph)).perm, graph.perm)
+
+
+ROW_PLAN = len(cuda_plan.RowPlan._fields) + len(cuda_plan.RunPlan._fields)
+
+
+def test_the_plan_of_the_work_follows_where_it_is_wanted() -> None:
+    graph = RelGraph.from_edges(*random_graph())
+    assert len(graph.tensors(columns=False)) == 9
+    assert len(graph.tensors(columns=True)) == 14
+    assert graph.row_plan is graph.col_plan is None
+    rows, both = graph.tensors(columns=False, plan=True), graph.tensors(columns=True, plan=True)
+    row_plan = cuda_plan.plan_row_order(graph.rowptr, graph.rel, graph.num_relations)
+    col_plan = cuda_plan.plan_rows(graph.columns()[0])
+    for listed, expected in (
+        (rows, [*graph.tensors(columns=False), *row_plan]),
+        (both, [*graph.tensors(columns=True), *row_plan, *col_plan]),
+    ):
+        assert len(listed) == len(expected)
+        assert all(torch.equal(x, y) for x, y in zip(listed, expected, strict=True))
+    again = graph.tensors(columns=True, plan=True)
+    assert all(x is y for x, y in zip(both, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", [RelGraph, InteractionGraph])
+def test_a_graph_on_cuda_has_its_plan_from_the_start(kind, monkeypatch) -> None:
+    monkeypatch.setattr(_Graph, "device", property(lambda self: torch.device("cuda")))
+    edges = random_graph()
+    graph = kind.from_edges(*edges) if kind is RelGraph else kind.from_edges(edges[0])
+    assert graph.row_plan is not None
+    assert graph.col_plan is None
+    assert len(graph.tensors(columns=False)) == 9 + ROW_PLAN
+    graph.columns()
+    assert graph.col_plan is not None
+    assert len(graph.tensors(columns=True)) == 14 + ROW_PLAN + len(cuda_plan.RowPlan._fields)
+    assert len(graph.tensors(columns=True, plan=False)) == 14
+
+
+def test_the_plan_moves_with_a_pytree_and_is_not_saved(tmp_path: Path) -> None:
+    graph = RelGraph.from_edges(*random_graph())
+    without = len(torch.utils._pytree.tree_leaves(graph))
+    plan = graph.plan(columns=True)
+    leaves, spec = torch.utils._pytree.tree_flatten(graph)
+    # The column order and both plans were None.
+    assert len(leaves) > without
+    again = torch.utils._pytree.tree_unflatten(leaves, spec)
+    assert all(x is y for x, y in zip(again.plan(columns=True), plan, strict=True))
+    graph.save(tmp_path / "graph.pt")
+    assert RelGraph.load(tmp_path / "graph.pt").row_plan is None
+    assert graph.to("meta").row_plan is None

@@ -76,11 +76,7 @@ Tensor dropout_normalize_add_backward(
     second = operand(*grad_out, "grad_out", rows, y);
     params.grad_out = matrix(*second);
   }
-  STD_TORCH_CHECK(
-      norm.scalar_type() == accumulate_type(params.dtype) && norm.is_contiguous() &&
-          norm.numel() == rows,
-      "norm is expected as the forward pass made it");
-  params.norm = norm.const_data_ptr();
+  params.norm = kept(norm, "norm", rows, params.dtype);
   Tensor grad_x = make(y, {rows, width}, y.scalar_type());
   params.grad_x = grad_x.mutable_data_ptr();
   parallel_rows(rows, width, [&](int64_t begin, int64_t end) {

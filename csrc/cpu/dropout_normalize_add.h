@@ -1,6 +1,7 @@
 // Dropout, L2 normalisation of each row and the sum with the residual, forward and backward.
 #pragma once
 
+#include "common/dropout_normalize_add.h"
 #include "common/graph_view.h"
 #include "common/philox.h"
 #include "common/types.h"

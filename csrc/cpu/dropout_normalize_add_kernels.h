@@ -3,7 +3,6 @@
 namespace {
 #include "cpu/philox_kernels.h"
 
-constexpr double kNormEps = 1e-12;
 constexpr int64_t kTileElements = 1024;  // whose random words are drawn at once
 
 typedef uint32_t HalfU32 __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));

@@ -30,7 +30,7 @@ from kgrec_fast.ops.segment import (
 def _check_values(index: Tensor, size: int | None, bound: str) -> int:
     """Validates 0 <= index < size, naming the first offending position; returns the size.
 
-    Without a size it is the largest index plus one.
+    On the CPU, that is (see `readable`). Without a size it is the largest index plus one.
     """
     if index.numel() == 0:
         return 0 if size is None else size
@@ -256,8 +256,8 @@ def scatter_sum(
 
     Raises:
         TypeError: a dtype is not as described.
-        ValueError: a shape or device is not as described, or an index is out of range (the message
-            names the first such position).
+        ValueError: a shape or device is not as described, or an index is out of range (looked for
+            on the CPU only; the message names the first such position).
     """
     index, dim, size = _check(src, index, dim, out, dim_size)
     total = _sum(src, index, dim, size)

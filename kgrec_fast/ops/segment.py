@@ -18,9 +18,9 @@ SOFTMAX_EPS = 1e-16
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether values can be looked at: not on meta tensors, nor while a graph is traced."""
+    """Whether values are looked at: not where one would have to wait for a GPU, nor in tracing."""
     plain = type(tensor) in (Tensor, torch.nn.Parameter)
-    return plain and not tensor.is_meta and not torch.compiler.is_compiling()
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def widened(src: Tensor) -> Tensor:
@@ -123,7 +123,8 @@ def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
 
     Raises:
         TypeError: src or ptr has another dtype.
-        ValueError: src has no dimension, or ptr is not as described.
+        ValueError: src has no dimension, or ptr is not as described (its values are looked at on
+            the CPU only: a GPU would have to be waited for).
     """
     check_src(src, FLOATS + INTEGERS)
     check_ptr(ptr, src.size(0), src.device)

@@ -2,7 +2,7 @@
 
 Both sides get the same embeddings, the graph already built. Values and gradients are compared with
 a float64 reference first (with the baseline where that would not fit). Peak memory is measured in a
-fresh process a side. The floor is one pass over the rows that a pass over the edges has to gather.
+fresh process a side. The floor is gathering what the passes over the edges have to gather.
 """
 
 from __future__ import annotations
@@ -180,22 +180,22 @@ def graph_bytes(graph: RelGraph) -> int:
     return sum(t.numel() * t.element_size() for t in graph.tensors(columns=True))
 
 
-FLOORS = (("gather floor", "one pass"), ("projection", "forward"), ("projection", "backward"))
+FLOORS = (("gather floor", "two matrices"), ("projection", "forward"), ("projection", "backward"))
 
 
 def floors(problem: Problem, graph: RelGraph) -> list[Callable[[], object]]:
     """What no implementation can leave out, as named in `FLOORS`.
 
-    The 512 bytes of [Q|X] of every edge's tail, in the order in which the row pass needs them,
-    added up by head by ``embedding_bag``: the memory traffic of one pass and next to no arithmetic.
-    Then X W, and the two products of its gradient.
+    The rows of two matrices at every edge's tail, 256 bytes each, in the order in which a pass over
+    rows needs them, added up by head by ``embedding_bag``, one matrix after the other (both at once
+    takes up to three times as long where a cache holds one of them, but not both): the memory
+    traffic of two passes and next to no arithmetic. Then X W, and the two products of its gradient.
     """
     x, weight, grad = problem.x.detach(), problem.w.detach(), problem.grad
-    both = torch.cat([x, grad], dim=1)
     starts, columns = graph.rowptr[:-1].int(), graph.col
 
-    def gather() -> Tensor:
-        return F.embedding_bag(columns, both, starts, mode="sum")
+    def gather() -> list[Tensor]:
+        return [F.embedding_bag(columns, m, starts, mode="sum") for m in (x, grad)]
 
     def project() -> Tensor:
         return x @ weight
@@ -267,13 +267,12 @@ def measure(
 def remainder(rows: Sequence[Row]) -> str:
     """How our time on each graph divides into floors and the rest.
 
-    Forward gathers [Q|X] once. Backward gathers [Q|X] once more by rows, and [Q|dO] by columns: two
-    floors.
+    Forward gathers Q and X: one floor. Backward gathers X and Q by rows, Q and dO by columns: two.
     """
     lines = []
     for name in dict.fromkeys(row.graph for row in rows):
         ms = {(r.op, r.direction): r.seconds * 1e3 for r in rows if r.graph == name}
-        floor = ms["gather floor", "one pass"]
+        floor = ms["gather floor", "two matrices"]
         forward, both = (ms["relation_attention", direction] for direction in DIRECTIONS)
         project, project_back = ms["projection", "forward"], ms["projection", "backward"]
         for what, total, floors, products in (

@@ -60,8 +60,8 @@ def projected_attention(
     needs_grad = _common.wants_grad(x, weight, relation)
     if not needs_grad or not _common.runs_native(x.device):
         # Without a gradient there is nothing to save; the reference leaves it to autograd.
-        known = query is not None and not needs_grad
-        query = query if known else x @ weight
+        if query is None or needs_grad:
+            query = x @ weight
         return relation_attention(query, x, relation, graph, num_heads, edge_mask, return_lse)
     _common.check_device("x", x, graph.device)
     _common.check_matrix("relation", relation, graph.num_relations, like=x)

@@ -29,7 +29,7 @@ $(VENV)/.torch: | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
-	@echo "Building kgrec_fast (two to four minutes on two cores) ..."
+	@echo "Building kgrec_fast (two to five minutes on two cores, CUDA kernels included) ..."
 	$(PIP) install --no-build-isolation -e ".[train,test]"
 	@touch $@
 

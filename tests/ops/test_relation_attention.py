@@ -157,6 +157,28 @@ def test_keeps_nothing_of_size_edges_times_width() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
+def test_weights_that_are_not_kept_are_made_piece_by_piece(masked: bool) -> None:
+    # 16 heads in float64 are 128 bytes an edge, 41,000 edges a piece; a hub lies across the cuts.
+    generator = torch.Generator().manual_seed(7)
+    nodes, edges = 3000, 150_000
+    edge_index = torch.randint(nodes, (2, edges), generator=generator)
+    edge_index[0, :60_000] = 1500
+    graph = RelGraph.from_edges(
+        edge_index, torch.randint(5, (edges,), generator=generator), num_nodes=nodes
+    )
+    mask = torch.rand(edges, generator=generator) < 0.7 if masked else None
+    tensors = [torch.randn(n, 16, generator=generator).double() for n in (nodes, nodes, 5)]
+    passing = relation_attention(*tensors, graph, 16, mask, return_lse=True)
+    kept = relation_attention(
+        *(t.requires_grad_() for t in tensors), graph, 16, mask, return_lse=True
+    )
+    for got, wanted in zip(passing, kept, strict=True):
+        assert torch.equal(got, wanted)
+    exact = relation_attention_reference(*tensors, graph, 16, mask)
+    torch.testing.assert_close(passing[0], exact, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     case = CASES["bipartite"]

@@ -24,6 +24,12 @@ void run_aggregate(AggregateParams& params, int64_t first, int64_t last) {
   }
 }
 
+void run_reduce_slots(const AggregateParams& params, void* grad_relation) {
+  parallel_parts(params.slots.num_relations, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(reduce_slots, params, grad_relation, begin, end);
+  });
+}
+
 namespace {
 
 Tensor weighted_aggregate(

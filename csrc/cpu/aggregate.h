@@ -54,4 +54,8 @@ inline void run_aggregate(AggregateParams& params) {
   run_aggregate(params, 0, params.order.num_parts);
 }
 
+// Adds up the slots of each relation, in the order of the parts, to grad_relation [num_relations,
+// width].
+void run_reduce_slots(const AggregateParams& params, void* grad_relation);
+
 }  // namespace kgrec::cpu

@@ -170,6 +170,28 @@ void aggregate_typed(const AggregateParams& p, int64_t begin, int64_t end) {
   }
 }
 
+// The slots of relations [begin, end), added up in the order of the parts.
+template <class T>
+void reduce_slots_typed(const AggregateParams& p, T* grad_relation, int64_t begin, int64_t end) {
+  using A = acc_t<T>;
+  const A* slot_grad = static_cast<const A*>(p.slot_grad);
+  const AnyShape<T> shape(p.width, 1);
+  Scratch scratch(shape, 1);
+  Vec<A>* sum = scratch.memory;
+  for (int64_t r = begin; r < end; ++r) {
+    std::fill(sum, sum + shape.vectors, Vec<A>{});
+    for (int64_t s = p.slots.slot_ptr[r]; s < p.slots.slot_ptr[r + 1]; ++s) {
+      const A* share = slot_grad + p.slots.slot_perm[s] * p.width;
+      for (int i = 0; i < shape.vectors; ++i) {
+        sum[i] += shape.get(share, i);
+      }
+    }
+    for (int i = 0; i < shape.vectors; ++i) {
+      shape.put(grad_relation + r * p.width, i, sum[i]);
+    }
+  }
+}
+
 // out[e] = sum(row_side[row] * col_side[idx]) for every edge of a part, 0 where it is masked.
 template <class T>
 void edge_dot_typed(const EdgeDotParams& p, int64_t begin, int64_t end) {
@@ -203,6 +225,12 @@ void aggregate_parts(const AggregateParams& p, int64_t begin, int64_t end) {
 
 void aggregate_merge(const AggregateParams& p, int64_t first_piece, int64_t last_piece) {
   for_dtype(p.dtype, [&](auto t) { merge_shares<decltype(t)>(p, first_piece, last_piece); });
+}
+
+void reduce_slots(const AggregateParams& p, void* grad_relation, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) {
+    reduce_slots_typed(p, static_cast<decltype(t)*>(grad_relation), begin, end);
+  });
 }
 
 void edge_dot_parts(const EdgeDotParams& p, int64_t begin, int64_t end) {

@@ -33,7 +33,6 @@ struct AttentionBackwardParams {
   const void* weight = nullptr;    // acc [E, num_heads]: a_e
   void* score_grad = nullptr;      // acc [E, num_heads]: ds_e
   void* slot_grad = nullptr;       // acc [num_slots, width], zero
-  void* grad_relation = nullptr;   // [num_relations, width]
 };
 
 }  // namespace kgrec::cpu

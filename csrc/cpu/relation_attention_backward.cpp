@@ -64,7 +64,6 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   // Given back as soon as they have served, before the next matrix of all nodes is made.
   std::optional<Tensor> score_grad = make(query, {params.row.num_edges, num_heads}, acc);
   std::optional<Tensor> slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
-  params.grad_relation = grad_relation.mutable_data_ptr();
   params.score_grad = score_grad->mutable_data_ptr();
   params.slot_grad = slot_grad->mutable_data_ptr();
   parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
@@ -92,9 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   heads.slot_grad = params.slot_grad;
   heads.left = heads.x;
   run_aggregate(heads);
-  parallel_parts(params.slots.num_relations, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_reduce_relations, params, begin, end);
-  });
+  run_reduce_slots(heads, grad_relation.mutable_data_ptr());
   zero_rows_from(grad_relation, params.slots.num_relations);
   slot_grad.reset();
 

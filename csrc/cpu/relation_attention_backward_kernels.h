@@ -4,7 +4,6 @@
 
 #include "cpu/block_kernels.h"
 #include "cpu/edge_lanes.h"
-#include "cpu/slot_kernels.h"
 
 namespace {
 
@@ -144,14 +143,5 @@ void attention_score_grads(const AttentionBackwardParams& p, int64_t begin, int6
         score_grads_part(p, shape, part, scratch, lanes, delta.get());
       }
     });
-  });
-}
-
-void attention_reduce_relations(const AttentionBackwardParams& p, int64_t begin, int64_t end) {
-  for_dtype(p.dtype, [&](auto t) {
-    using T = decltype(t);
-    reduce_slots<T>(
-        p.slots, static_cast<const acc_t<T>*>(p.slot_grad), p.width,
-        static_cast<T*>(p.grad_relation), begin, end);
   });
 }

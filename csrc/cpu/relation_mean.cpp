@@ -1,21 +1,5 @@
 #include "cpu/aggregate.h"
 #include "cpu/binding.h"
-#include "cpu/dispatch.h"
-
-namespace kgrec::cpu {
-
-struct RelationReduceParams {
-  SlotView slots;
-  DType dtype = DType::f32;
-  int64_t width = 0;
-  const void* slot_grad = nullptr;  // acc [num_slots, width]
-  void* grad_relation = nullptr;    // [num_relations, width]
-};
-
-}  // namespace kgrec::cpu
-
-#define KGREC_KERNELS "cpu/relation_mean_kernels.h"
-#include "cpu/foreach_isa.h"
 
 namespace kgrec::cpu {
 namespace {
@@ -81,17 +65,9 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   runs.slot_grad = slot_grad.mutable_data_ptr();
   run_aggregate(runs);
 
-  RelationReduceParams reduce;
-  reduce.slots = runs.slots;
-  reduce.dtype = runs.dtype;
-  reduce.width = runs.width;
-  reduce.slot_grad = runs.slot_grad;
-  Tensor grad_relation = make(x, {r.size(0), reduce.width}, x.scalar_type());
-  reduce.grad_relation = grad_relation.mutable_data_ptr();
-  parallel_parts(reduce.slots.num_relations, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(relation_mean_reduce, reduce, begin, end);
-  });
-  zero_rows_from(grad_relation, reduce.slots.num_relations);
+  Tensor grad_relation = make(x, {r.size(0), runs.width}, x.scalar_type());
+  run_reduce_slots(runs, grad_relation.mutable_data_ptr());
+  zero_rows_from(grad_relation, runs.slots.num_relations);
   return {grad_x, grad_relation};
 }
 

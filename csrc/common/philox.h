@@ -9,13 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifndef KGREC_HOST_DEVICE
-#ifdef __CUDACC__
-#define KGREC_HOST_DEVICE __host__ __device__
-#else
-#define KGREC_HOST_DEVICE
-#endif
-#endif
+#include "common/types.h"
 
 namespace kgrec {
 

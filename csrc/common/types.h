@@ -3,6 +3,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define KGREC_HOST_DEVICE __host__ __device__
+#else
+#define KGREC_HOST_DEVICE
+#endif
+
 namespace kgrec {
 
 enum class DType : int8_t { f32, f64, bf16, f16 };

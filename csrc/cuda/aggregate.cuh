@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       LaneValues<C, A> sum{};
       int32_t count = 0;
       for (int64_t chunk = begin; chunk < end; ++chunk) {
-        count += load(p.partial_count + chunk);
+        count += p.partial_count != nullptr ? load(p.partial_count + chunk) : 0;
 #pragma unroll
         for (int v = 0; v < C::kVectors; ++v) {
           A part[C::kSize];
@@ -238,6 +238,19 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       slice = C::next_slice(slice);
     } while (slice < p.width);
   }
+}
+
+// The second half alone, for partial sums of other kernels; dtype is that of sums.
+template <class Run>
+void launches_hubs(const AggregateParams& p, Run&& run) {
+  const auto typed = [&](auto element) {
+    using A = decltype(element);
+    with_width<A>(p.width, true, [&](auto shape) {
+      using S = decltype(shape);
+      run(aggregate_hub_kernel<A, S>, grid_for_rows<S>(p.plan.num_hubs), p);
+    });
+  };
+  p.dtype == DType::f64 ? typed(double{}) : typed(float{});
 }
 
 template <class Run>

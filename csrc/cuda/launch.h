@@ -55,24 +55,29 @@ Geometry grid_for_rows(int64_t rows) {
   return grid_for(rows, kBlockThreads / Shape::kLanes);
 }
 
-// Calls f(element, shape) with a RowShape where there is one for the width and rows can be loaded
-// as vectors, else an AnyShape.
+// Calls f(shape) with a RowShape where there is one for the width and rows can be loaded as
+// vectors, else with an AnyShape.
+template <class T, class F>
+void with_width(int64_t width, bool aligned, F&& f) {
+  switch (aligned ? width : 0) {
+    case 32:
+      return f(RowShape<T, 32>{});
+    case 64:
+      return f(RowShape<T, 64>{});
+    case 128:
+      return f(RowShape<T, 128>{});
+    case 256:
+      return f(RowShape<T, 256>{});
+    default:
+      return f(AnyShape{});
+  }
+}
+
+// f(element, shape) for any element type.
 template <class F>
 void with_row_shape(DType dtype, int64_t width, bool aligned, F&& f) {
   const auto typed = [&](auto element) {
-    using T = decltype(element);
-    switch (aligned ? width : 0) {
-      case 32:
-        return f(element, RowShape<T, 32>{});
-      case 64:
-        return f(element, RowShape<T, 64>{});
-      case 128:
-        return f(element, RowShape<T, 128>{});
-      case 256:
-        return f(element, RowShape<T, 256>{});
-      default:
-        return f(element, AnyShape{});
-    }
+    with_width<decltype(element)>(width, aligned, [&](auto shape) { f(element, shape); });
   };
   switch (dtype) {
     case DType::f32:

@@ -104,12 +104,6 @@ struct Softmax {
   Unit<A, V> top, total;
 };
 
-// What exponents are taken against: without a highest element nothing but 0 and NaN is added.
-template <class A>
-KGREC_DEVICE A base_of(A top) {
-  return top == A(-INFINITY) ? A(0) : top;
-}
-
 // A NaN may be lost in the maximum, never in the sum.
 template <class T, int V>
 KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of(

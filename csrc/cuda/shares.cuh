@@ -107,51 +107,126 @@ struct Share {
   unsigned mask;  // of the group in the warp
 };
 
-// f(share) for the shares of this group. Long work comes first. Where groups are together, all of
-// them are called, some with no edge.
-template <int kLanes, class F>
-KGREC_DEVICE void for_shares(const OrderView& order, const RowPlan& plan, F&& f) {
+// A stretch of each bin.
+struct WorkRange {
+  int64_t short_begin, short_end, long_begin, long_end, chunk_begin, chunk_end;
+};
+
+KGREC_HOST_DEVICE inline WorkRange all_work(const RowPlan& plan) {
+  return {0, plan.num_short, 0, plan.num_long, 0, plan.num_chunks};
+}
+
+// Items of work, each of which occupies a warp. Long work comes first.
+template <int kLanes>
+KGREC_HOST_DEVICE int64_t items_of(const WorkRange& range) {
+  constexpr int kGroups = kWarp / kLanes;
+  return range.chunk_end - range.chunk_begin + range.long_end - range.long_begin +
+         (range.short_end - range.short_begin + kGroups - 1) / kGroups;
+}
+
+// The share of this group in an item; false where the item has fewer rows than the warp groups.
+template <int kLanes>
+KGREC_DEVICE bool take_share(
+    const OrderView& order, const RowPlan& plan, const WorkRange& range, int64_t item,
+    Share& share) {
   constexpr int kGroups = kWarp / kLanes;
   const int lane = lane_of_warp();
-  Share share{};
   share.group = lane / kLanes;
   share.lane = lane % kLanes;
   share.mask = group_mask(lane, kLanes);
-  const int64_t shared = plan.num_chunks + plan.num_long;
-  const int64_t items = shared + (plan.num_short + kGroups - 1) / kGroups;
-  for (int64_t item = warp_of_grid(); item < items; item += warps_in_grid()) {
-    share.together = item < shared;
-    share.chunk = item < plan.num_chunks ? item : -1;
-    if (share.chunk >= 0) {
-      const int32_t* chunk = plan.chunk + 3 * item;
-      share.row = load(chunk);
-      share.begin = load(chunk + 1);
-      share.end = load(chunk + 2);
-    } else {
-      const int64_t number = (item - shared) * kGroups + share.group;
-      if (!share.together && number >= plan.num_short) {
-        continue;
-      }
-      share.row = share.together ? load(plan.long_row + (item - plan.num_chunks))
-                                 : load(plan.short_row + number);
-      share.begin = load(order.ptr + share.row);
-      share.end = load(order.ptr + share.row + 1);
+  share.row = -1;
+  share.begin = share.end = 0;
+  const int64_t chunks = range.chunk_end - range.chunk_begin;
+  const int64_t shared = chunks + range.long_end - range.long_begin;
+  share.together = item < shared;
+  share.chunk = item < chunks ? range.chunk_begin + item : -1;
+  if (share.chunk >= 0) {
+    const int32_t* chunk = plan.chunk + 3 * share.chunk;
+    share.row = load(chunk);
+    share.begin = load(chunk + 1);
+    share.end = load(chunk + 2);
+  } else {
+    const int64_t number = range.short_begin + (item - shared) * kGroups + share.group;
+    if (!share.together && number >= range.short_end) {
+      return false;
     }
-    if (share.together) {
-      // Neighbouring edges to one group: fewer runs are cut than with edges in turns.
-      const int64_t begin = share.begin, size = share.end - begin;
-      share.begin = begin + size * share.group / kGroups;
-      share.end = begin + size * (share.group + 1) / kGroups;
-    }
-    f(share);
+    share.row = share.together ? load(plan.long_row + (range.long_begin + item - chunks))
+                               : load(plan.short_row + number);
+    share.begin = load(order.ptr + share.row);
+    share.end = load(order.ptr + share.row + 1);
   }
+  if (share.together) {
+    // Neighbouring edges to one group: fewer runs are cut than with edges in turns.
+    const int64_t begin = share.begin, size = share.end - begin;
+    share.begin = begin + size * share.group / kGroups;
+    share.end = begin + size * (share.group + 1) / kGroups;
+  }
+  return true;
+}
+
+// f(share) for the shares of this group. Where groups are together, all of them are called, some
+// with no edge.
+template <int kLanes, class F>
+KGREC_DEVICE void for_shares(const OrderView& order, const RowPlan& plan, F&& f) {
+  const WorkRange range = all_work(plan);
+  const int64_t items = items_of<kLanes>(range);
+  for (int64_t item = warp_of_grid(); item < items; item += warps_in_grid()) {
+    Share share;
+    if (take_share<kLanes>(order, plan, range, item, share)) {
+      f(share);
+    }
+  }
+}
+
+// The same in step, for kernels whose groups meet at each edge: f(share, steps) is called by all
+// lanes of the warp, those without a row too (row -1, no edge); steps is the largest number of
+// edges among its groups. For the items first, first + stride, ...
+template <int kLanes, class F>
+KGREC_DEVICE void for_shares_in_step(
+    const OrderView& order, const RowPlan& plan, const WorkRange& range, int64_t first,
+    int64_t stride, F&& f) {
+  const int64_t items = items_of<kLanes>(range);
+  for (int64_t item = first; item < items; item += stride) {
+    Share share;
+    take_share<kLanes>(order, plan, range, item, share);
+    int steps = static_cast<int>(share.end - share.begin);
+#pragma unroll
+    for (int offset = kLanes; offset < kWarp; offset *= 2) {
+      const int other = __shfl_xor_sync(kFullMask, steps, offset);
+      steps = other > steps ? other : steps;
+    }
+    f(share, steps);
+  }
+}
+
+// What a lane has looked up of an edge of its group's share, for all of them to see.
+struct EdgeIds {
+  int32_t idx = -1;  // -1 where it is masked or there is none
+  int32_t rel = -1;  // -1 where there is none
+};
+
+KGREC_DEVICE EdgeIds ids_of(const OrderView& order, int64_t e, int64_t end) {
+  EdgeIds ids;
+  if (e < end) {
+    ids.rel = load(order.rel + e);
+    if (order.mask == nullptr || load(order.mask + e) != 0) {
+      ids.idx = load(order.idx + e);
+    }
+  }
+  return ids;
+}
+
+template <int kLanes>
+KGREC_DEVICE EdgeIds ids_from(const EdgeIds& mine, int lane) {
+  EdgeIds ids;
+  ids.idx = __shfl_sync(kFullMask, mine.idx, lane, kLanes);
+  ids.rel = __shfl_sync(kFullMask, mine.rel, lane, kLanes);
+  return ids;
 }
 
 template <class C>
 Geometry grid_for_shares(const RowPlan& plan) {
-  constexpr int kGroups = kWarp / C::kLanes;
-  const int64_t items = plan.num_chunks + plan.num_long + (plan.num_short + kGroups - 1) / kGroups;
-  return grid_for(items, kBlockThreads / kWarp);
+  return grid_for(items_of<C::kLanes>(all_work(plan)), kBlockThreads / kWarp);
 }
 
 // Sum over the groups of the warp, which all its lanes call: of one number a lane.

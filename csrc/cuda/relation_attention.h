@@ -1,0 +1,47 @@
+// Relation attention on CUDA: the pass forward over rows, and the one backward. The gradients of
+// what tails give are sums over columns: the row kernel of aggregate.h.
+#pragma once
+
+#include "common/graph_view.h"
+#include "common/types.h"
+#include "cuda/launch.h"
+#include "cuda/relation_grad.h"
+
+namespace kgrec::cuda {
+
+// "acc" is the type values are added up in: double for double, else float.
+struct AttentionParams {
+  OrderView row;
+  RowPlan plan;
+  DType dtype = DType::f32;
+  int64_t width = 0;
+  int64_t num_heads = 1;
+  Matrix query, value, relation;
+  void* out = nullptr;              // acc [num_rows, width]
+  void* lse = nullptr;              // acc [num_rows, num_heads]
+  void* partial = nullptr;          // acc [num_chunks, width]: sums against the highest score
+  void* partial_softmax = nullptr;  // acc [num_chunks, 2, num_heads]: highest score, total
+};
+
+struct AttentionBackwardParams {
+  OrderView row;
+  RowPlan plan;
+  RelationSums sums;
+  DType dtype = DType::f32;
+  int64_t width = 0;
+  int64_t num_heads = 1;
+  Matrix query, value, relation;
+  Matrix grad_out;                 // acc
+  const void* out = nullptr;       // acc [num_rows, width]
+  const void* lse = nullptr;       // acc [num_rows, num_heads]
+  const void* grad_lse = nullptr;  // acc [num_rows, num_heads]
+  void* weight = nullptr;          // acc [E, num_heads]: a_e
+  void* score_grad = nullptr;      // acc [E, num_heads]: ds_e
+  void* grad_query = nullptr;      // acc [num_rows, width]: what heads give
+  void* partial = nullptr;         // acc [num_chunks, width]
+};
+
+void launch_attention(const AttentionParams& params, cudaStream_t stream);
+void launch_attention_backward(const AttentionBackwardParams& params, cudaStream_t stream);
+
+}  // namespace kgrec::cuda

@@ -1,0 +1,288 @@
+// Relation attention backward over rows: a_e and its gradient ds_e of each edge, anew from the
+// log-sum-exp, what heads give to the gradient of the query, and the relations' shares by run.
+#pragma once
+
+#include "cuda/aggregate.cuh"
+#include "cuda/relation_attention.cuh"
+#include "cuda/relation_sums.cuh"
+
+namespace kgrec::cuda {
+
+// Whether the row of each group has exactly one unmasked edge: its softmax is 1 whatever the score.
+template <int kLanes>
+KGREC_DEVICE bool has_single_edge(const OrderView& order, const Share& share) {
+  int64_t begin = 0, end = 0;
+  if (share.row >= 0) {
+    begin = load(order.ptr + share.row);
+    end = load(order.ptr + share.row + 1);
+  }
+  if (order.mask == nullptr) {
+    return end - begin == 1;
+  }
+  int count = 0;
+  bool looks = begin < end;
+  while (__any_sync(kFullMask, looks)) {
+    const int64_t e = begin + share.lane;
+    const bool kept = looks && e < end && load(order.mask + e) != 0;
+    count += __popc(__ballot_sync(kFullMask, kept) & share.mask);
+    begin += kLanes;
+    looks = looks && begin < end && count < 2;
+  }
+  return count == 1;
+}
+
+// What the edges of a share of a row are judged by.
+template <class H, class A>
+struct RowGrads {
+  LaneValues<H, A> query{}, grad{};           // Q[h], dO[h]
+  A lse[H::kStates], delta[H::kStates] = {};  // delta = dO . O - dlse
+  A grad_lse[H::kStates];
+  bool single;
+};
+
+template <class T, class H, class A>
+KGREC_DEVICE RowGrads<H, A> row_grads(
+    const AttentionBackwardParams& p, const H& columns, const Share& share) {
+  RowGrads<H, A> row;
+  row.single = has_single_edge<H::kLanes>(p.row, share);
+  const bool there = share.begin < share.end;
+  const A* grad = matrix_row<A>(p.grad_out, share.row);
+  const A* out = static_cast<const A*>(p.out) + share.row * p.width;
+  if (there) {
+    read_row(columns, matrix_row<T>(p.query, share.row), row.query);
+    read_row(columns, grad, row.grad);
+    if constexpr (H::kWhole) {
+      LaneValues<H, A> o;
+      read_row(columns, out, o);
+      add_products(row.grad, o, row.delta);
+    } else {
+      columns.for_head([&](int64_t c) { row.delta[0] += load(grad + c) * load(out + c); });
+    }
+  }
+  columns.sum_heads(row.delta);
+#pragma unroll
+  for (int k = 0; k < H::kStates; ++k) {
+    const int64_t at = there ? share.row * p.num_heads + columns.head(k) : 0;
+    row.lse[k] = there ? load(static_cast<const A*>(p.lse) + at) : A(0);
+    row.grad_lse[k] = there ? load(static_cast<const A*>(p.grad_lse) + at) : A(0);
+    row.delta[k] -= row.grad_lse[k];
+  }
+  return row;
+}
+
+// Two numbers of each edge and head, written so that neighbouring lanes write neighbours: a lane
+// keeps those of one edge and head until the edges for all of its group's lanes have come.
+template <class H, class A>
+struct EdgeResults {
+  A weight = 0, score_grad = 0;
+
+  KGREC_DEVICE void keep(
+      const AttentionBackwardParams& p, const H& columns, const Share& share, int step,
+      const A (&a)[H::kStates], const A (&ds)[H::kStates]) {
+    if constexpr (H::kWhole) {
+      const int heads = static_cast<int>(p.num_heads), at_once = H::kLanes / heads;
+      const A of_a = columns.of_head(a, share.lane % heads);
+      const A of_ds = columns.of_head(ds, share.lane % heads);
+      if (share.lane / heads == step % at_once) {
+        weight = of_a;
+        score_grad = of_ds;
+      }
+    } else {
+      weight = a[0];
+      score_grad = ds[0];
+    }
+  }
+
+  // After the edge of `step`, the last one where `ends`.
+  KGREC_DEVICE void write(
+      const AttentionBackwardParams& p, const H& columns, const Share& share, int64_t step,
+      bool ends) {
+    const int64_t heads = p.num_heads;
+    int64_t at = (share.begin + step) * heads;
+    bool writes = share.begin + step < share.end;
+    if constexpr (H::kWhole) {
+      const int64_t at_once = H::kLanes / heads;
+      if ((step + 1) % at_once != 0 && !ends) {
+        return;
+      }
+      const int64_t e = share.begin + step / at_once * at_once + share.lane / heads;
+      at = e * heads + share.lane % heads;
+      writes = e < share.end;
+    } else {
+      at += columns.head(0);
+      writes = writes && columns.leads(0);
+    }
+    if (writes) {
+      store(static_cast<A*>(p.weight) + at, weight);
+      store(static_cast<A*>(p.score_grad) + at, score_grad);
+    }
+    weight = score_grad = 0;
+  }
+};
+
+// The edges of a share; leaves what it gives to dQ[h] in grad_query.
+template <class T, class H, class A>
+KGREC_DEVICE void attend_backward(
+    const AttentionBackwardParams& p, const H& columns, const Share& share, int steps, A* shared,
+    LaneValues<H, A>& grad_query) {
+  constexpr int kLanes = H::kLanes;
+  const A scale = score_scale<A>(p.width, p.num_heads);
+  const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share);
+  RunShares<H, A> shares(p.sums, p.width, share, shared);
+  EdgeResults<H, A> results;
+  // Of the run at hand: its relation, the last edge of it, and sums of a_e X[t] and ds_e Q[t].
+  int32_t rel_of_run = -1;
+  int64_t edge_of_run = 0;
+  bool has_relation = false;
+  LaneValues<H, A> relation{}, values{}, keys{};
+  const auto end_run = [&](bool ends) {
+    LaneValues<H, A> given;
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        const A from_scores = keys[v][i] * scale;
+        given[v][i] = row.grad[v][i] * values[v][i] + row.query[v][i] * from_scores;
+        grad_query[v][i] += ends ? relation[v][i] * from_scores : A(0);
+      }
+    }
+    shares.add(columns, ends, rel_of_run, edge_of_run, given);
+    if (ends) {
+      relation = values = keys = LaneValues<H, A>{};
+      has_relation = false;
+    }
+  };
+  for (int first = 0; first < steps; first += kLanes) {
+    const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
+    const int edges = steps - first < kLanes ? steps - first : kLanes;
+    for (int j = 0; j < edges; ++j) {
+      const int step = first + j;
+      const EdgeIds edge = ids_from<kLanes>(mine, j);
+      const bool there = edge.rel >= 0, kept = edge.idx >= 0;
+      // Runs end at masked edges too, so that each place is written.
+      const bool ends = there && rel_of_run >= 0 && edge.rel != rel_of_run;
+      if (__any_sync(kFullMask, ends)) {
+        end_run(ends);
+      }
+      rel_of_run = there ? edge.rel : rel_of_run;
+      edge_of_run = there ? share.begin + step : edge_of_run;
+      if (__any_sync(kFullMask, kept)) {
+        A score[H::kStates] = {}, product[H::kStates] = {};
+        LaneValues<H, A> x{}, y{};
+        if (kept) {
+          const T* rel = matrix_row<T>(p.relation, edge.rel);
+          if (!has_relation) {
+            read_row(columns, rel, relation);
+            has_relation = true;
+          }
+          const T* tail = matrix_row<T>(p.query, edge.idx);
+          const T* value = matrix_row<T>(p.value, edge.idx);
+          read_row(columns, tail, y);
+          read_row(columns, value, x);
+          if constexpr (H::kWhole) {
+            LaneValues<H, A> key;
+            make_key(row.query, relation, scale, key);
+            add_products(key, y, score);
+            make_key(row.grad, relation, A(1), key);
+            add_products(key, x, product);
+          } else {
+            add_products(columns, matrix_row<T>(p.query, share.row), rel, tail, scale, score);
+            add_products(columns, matrix_row<A>(p.grad_out, share.row), rel, value, A(1), product);
+          }
+        }
+        columns.sum_heads(score);
+        columns.sum_heads(product);
+        A a[H::kStates], ds[H::kStates];
+#pragma unroll
+        for (int k = 0; k < H::kStates; ++k) {
+          a[k] = kept ? exp(score[k] - row.lse[k]) : A(0);
+          const A change = row.single ? row.grad_lse[k] : a[k] * (product[k] - row.delta[k]);
+          ds[k] = kept ? change : A(0);
+        }
+        results.keep(p, columns, share, step, a, ds);
+        if (kept) {
+#pragma unroll
+          for (int v = 0; v < H::kVectors; ++v) {
+            const int k = H::state(v);
+#pragma unroll
+            for (int i = 0; i < H::kSize; ++i) {
+              values[v][i] += a[k] * x[v][i];
+              keys[v][i] += ds[k] * y[v][i];
+            }
+          }
+        }
+      }
+      results.write(p, columns, share, step, step + 1 == steps);
+    }
+  }
+  end_run(rel_of_run >= 0);
+  shares.finish(columns, share.together);
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kSumsThreads, kBlocksAtOnce)
+    attention_backward_kernel(const AttentionBackwardParams p) {
+  using A = acc_t<T>;
+  using H = HeadColumns<T, S>;
+  KGREC_DYNAMIC_SHARED(A, shared);
+  const auto share_of_row = [&](const Share& share, int steps, A* mine) {
+    for_passes<T, S>(share.lane, p.width, p.num_heads, [&](const H& columns) {
+      LaneValues<H, A> grad_query{};
+      attend_backward<T>(p, columns, share, steps, mine, grad_query);
+      if (share.together && H::kLanes < kWarp) {
+#pragma unroll
+        for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+          for (int i = 0; i < H::kSize; ++i) {
+            grad_query[v][i] = sum_groups<H::kLanes>(grad_query[v][i]);
+          }
+        }
+      }
+      if (share.row < 0 || (share.together && share.group > 0)) {
+        return;
+      }
+      A* row = share.chunk < 0 ? static_cast<A*>(p.grad_query) + share.row * p.width
+                               : static_cast<A*>(p.partial) + share.chunk * p.width;
+#pragma unroll
+      for (int v = 0; v < H::kVectors; ++v) {
+        columns.write(row, v, grad_query[v]);
+      }
+    });
+  };
+  for_sums_blocks<A>(
+      p.sums, p.width, static_cast<A*>(shared), [&](int64_t first, int64_t stride, A* mine) {
+        for_shares_in_step<H::kLanes>(
+            p.row, p.plan, work_of(p.plan, p.sums), first, stride,
+            [&](const Share& share, int steps) { share_of_row(share, steps, mine); });
+      });
+}
+
+template <class Run>
+void launches_attention_backward(const AttentionBackwardParams& params, Run&& run) {
+  AttentionBackwardParams p = params;
+  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+  const bool aligned = is_aligned(p.query, p.dtype) && is_aligned(p.value, p.dtype) &&
+                       is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, sums) &&
+                       has_whole_vectors(p.dtype, p.width, p.num_heads);
+  // The chunks of hubs are added up as those of any sum.
+  AggregateParams hubs;
+  hubs.plan = p.plan;
+  hubs.dtype = sums;
+  hubs.width = p.width;
+  hubs.partial = p.partial;
+  hubs.out = p.grad_query;
+  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+    using T = decltype(element);
+    using S = decltype(shape);
+    const auto rows = [&](const RelationSums& at) {
+      p.sums = at;
+      const Geometry geometry =
+          sums_geometry<HeadColumns<T, S>::kLanes>(p.plan, p.sums, sums, p.width);
+      run(attention_backward_kernel<T, S>, geometry, p);
+    };
+    launches_with_sums(params.sums, sums, p.width, rows, run);
+  });
+  launches_hubs(hubs, run);
+}
+
+}  // namespace kgrec::cuda

@@ -1,0 +1,106 @@
+// Gradients of the relations of a mean: a row pass that reads the tails of each run once.
+#pragma once
+
+#include "cuda/relation_sums.cuh"
+
+namespace kgrec::cuda {
+
+template <class T, class H, class A>
+KGREC_DEVICE void give_runs(
+    const RelationGradParams& p, const H& columns, const Share& share, int steps, A* shared) {
+  constexpr int kLanes = H::kLanes;
+  LaneValues<H, A> left{}, run{};
+  if (share.begin < share.end) {
+    const A factor = load(static_cast<const A*>(p.left_scale) + share.row);
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+      columns.read(matrix_row<T>(p.left, share.row), v, left[v]);
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        left[v][i] *= factor;
+      }
+    }
+  }
+  RunShares<H, A> shares(p.sums, p.width, share, shared);
+  int32_t rel_of_run = -1;
+  int64_t edge_of_run = 0;
+  const auto end_run = [&](bool ends) {
+    LaneValues<H, A> given;
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        given[v][i] = left[v][i] * run[v][i];
+        run[v][i] = ends ? A(0) : run[v][i];
+      }
+    }
+    shares.add(columns, ends, rel_of_run, edge_of_run, given);
+  };
+  for (int first = 0; first < steps; first += kLanes) {
+    const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
+    const int edges = steps - first < kLanes ? steps - first : kLanes;
+    for (int j = 0; j < edges; ++j) {
+      const EdgeIds edge = ids_from<kLanes>(mine, j);
+      // Runs end at masked edges too, so that each place is written.
+      const bool ends = edge.rel >= 0 && rel_of_run >= 0 && edge.rel != rel_of_run;
+      if (__any_sync(kFullMask, ends)) {
+        end_run(ends);
+      }
+      if (edge.rel >= 0) {
+        rel_of_run = edge.rel;
+        edge_of_run = share.begin + first + j;
+      }
+      if (edge.idx >= 0) {
+#pragma unroll
+        for (int v = 0; v < H::kVectors; ++v) {
+          A x[H::kSize];
+          columns.read(matrix_row<T>(p.x, edge.idx), v, x);
+#pragma unroll
+          for (int i = 0; i < H::kSize; ++i) {
+            run[v][i] += x[i];
+          }
+        }
+      }
+    }
+  }
+  end_run(rel_of_run >= 0);
+  shares.finish(columns, share.together);
+}
+
+template <class T, class S>
+__global__ void __launch_bounds__(kSumsThreads, kBlocksAtOnce)
+    relation_grad_kernel(const RelationGradParams p) {
+  using A = acc_t<T>;
+  using H = HeadColumns<T, S>;
+  KGREC_DYNAMIC_SHARED(A, shared);
+  for_sums_blocks<A>(
+      p.sums, p.width, static_cast<A*>(shared), [&](int64_t first, int64_t stride, A* mine) {
+        for_shares_in_step<H::kLanes>(
+            p.row, p.plan, work_of(p.plan, p.sums), first, stride,
+            [&](const Share& share, int steps) {
+              for_passes<T, S>(share.lane, p.width, 1, [&](const H& columns) {
+                give_runs<T>(p, columns, share, steps, mine);
+              });
+            });
+      });
+}
+
+template <class Run>
+void launches_relation_grad(const RelationGradParams& params, Run&& run) {
+  RelationGradParams p = params;
+  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+  const bool aligned = is_aligned(p.x, p.dtype) && is_aligned(p.left, p.dtype);
+  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+    using T = decltype(element);
+    using S = decltype(shape);
+    const auto rows = [&](const RelationSums& at) {
+      p.sums = at;
+      const Geometry geometry =
+          sums_geometry<HeadColumns<T, S>::kLanes>(p.plan, p.sums, sums, p.width);
+      run(relation_grad_kernel<T, S>, geometry, p);
+    };
+    launches_with_sums(params.sums, sums, p.width, rows, run);
+  });
+}
+
+}  // namespace kgrec::cuda

@@ -1,0 +1,297 @@
+// How a row pass gives away the shares of its runs, and how they are added up: see relation_grad.h.
+#pragma once
+
+#include "cuda/heads.cuh"
+#include "cuda/relation_grad.h"
+
+namespace kgrec::cuda {
+
+KGREC_DEVICE WorkRange work_of(const RowPlan& plan, const RelationSums& sums) {
+  if (sums.tile < 0) {
+    return all_work(plan);
+  }
+  const int32_t* at = sums.runs.tile + sums.tile * kTileColumns;
+  const int32_t* next = at + kTileColumns;
+  return {load(at + kTileShort),  load(next + kTileShort), load(at + kTileLong),
+          load(next + kTileLong), load(at + kTileChunk),   load(next + kTileChunk)};
+}
+
+// f(first item, stride, sums of the warp in shared memory or null), with what that needs before and
+// after. Shared sums: the same blocks whatever the grid.
+template <class A, class F>
+KGREC_DEVICE void for_sums_blocks(const RelationSums& sums, int64_t width, A* shared, F&& f) {
+  const int64_t blocks = sums.in_shared ? sums.blocks : gridDim.x;
+  const int64_t size = sums.runs.num_relations * width;
+  for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
+    A* mine = nullptr;
+    if (sums.in_shared) {
+      mine = shared + warp_of_block() * size;
+      for (int64_t i = lane_of_warp(); i < size; i += kWarp) {
+        store(mine + i, A(0));
+      }
+      __syncwarp();
+    }
+    f(block * kSumsWarps + warp_of_block(), blocks * kSumsWarps, mine);
+    if (sums.in_shared) {
+      __syncthreads();
+      for (int64_t i = threadIdx.x; i < size; i += kSumsThreads) {
+        A sum = 0;
+#pragma unroll
+        for (int w = 0; w < kSumsWarps; ++w) {
+          sum += load(shared + w * size + i);
+        }
+        store(static_cast<A*>(sums.work) + block * size + i, sum);
+      }
+      __syncthreads();
+    }
+  }
+}
+
+// The shares of the runs in the share of a row that a group has. All lanes of the warp come to
+// add() and finish() together.
+template <class H, class A>
+class RunShares {
+ public:
+  static constexpr int kLanes = H::kLanes;
+  static constexpr int kGroups = kWarp / kLanes;
+
+  KGREC_DEVICE RunShares(const RelationSums& sums, int64_t width, const Share& share, A* shared)
+      : sums_(sums), width_(width), group_(share.group), shared_(shared) {
+    // A run that began in the group before has its place written there.
+    if (kGroups > 1 && shared == nullptr && share.together && group_ > 0) {
+      const int32_t* place = sums.runs.place + share.begin;
+      continues_ = load(place) == load(place - 1);
+    }
+  }
+
+  // Where `ends`: the share of a run of relation `rel`, of which `e` is an edge.
+  KGREC_DEVICE void add(
+      const H& columns, bool ends, int32_t rel, int64_t e, const LaneValues<H, A>& values) {
+    if (shared_ != nullptr) {
+      // Groups of a warp in turns: two may have the same relation.
+      const unsigned who = kGroups > 1 ? __ballot_sync(kFullMask, ends) : 0;
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        if (kGroups > 1 && ((who >> (g * kLanes)) & 1u) == 0) {
+          continue;
+        }
+        if (ends && group_ == g) {
+          add_to(columns, shared_ + rel * width_, values);
+        }
+        if (kGroups > 1) {
+          __syncwarp();
+        }
+      }
+    } else if (ends) {
+      const int32_t place = load(sums_.runs.place + e);
+      if (continues_) {
+        carried_ = values;
+        carried_place_ = place;
+        continues_ = false;
+      } else {
+        write(columns, place_row(place), values);
+      }
+    }
+  }
+
+  // After the last run of the share.
+  KGREC_DEVICE void finish(const H& columns, bool together) {
+    if (kGroups > 1 && shared_ == nullptr && together) {
+#pragma unroll
+      for (int g = 1; g < kGroups; ++g) {
+        __syncwarp();
+        if (group_ == g && carried_place_ >= 0) {
+          add_to(columns, place_row(carried_place_), carried_);
+        }
+      }
+    }
+  }
+
+ private:
+  KGREC_DEVICE A* place_row(int32_t place) const {
+    return static_cast<A*>(sums_.work) + place * width_;
+  }
+  static KGREC_DEVICE void write(const H& columns, A* row, const LaneValues<H, A>& values) {
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+      columns.write(row, v, values[v]);
+    }
+  }
+  static KGREC_DEVICE void add_to(const H& columns, A* row, const LaneValues<H, A>& values) {
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+      A sum[H::kSize];
+      columns.read(row, v, sum);
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        sum[i] += values[v][i];
+      }
+      columns.write(row, v, sum);
+    }
+  }
+
+  const RelationSums& sums_;
+  int64_t width_;
+  int group_;
+  A* shared_;
+  bool continues_ = false;
+  LaneValues<H, A> carried_{};
+  int32_t carried_place_ = -1;
+};
+
+// -- From shares to sums -----------------------------------------------------------------------
+
+// The sums of all blocks, element by element.
+template <class A>
+__global__ void __launch_bounds__(kBlockThreads)
+    relation_blocks_kernel(const RelationSumsParams p) {
+  const int64_t size = p.sums.runs.num_relations * p.width;
+  for (int64_t i = thread_of_grid(); i < size; i += threads_in_grid()) {
+    A sum = 0;
+    for (int64_t block = 0; block < p.sums.blocks; ++block) {
+      sum += load(static_cast<const A*>(p.sums.work) + block * size + i);
+    }
+    store(static_cast<A*>(p.sums.grad) + i, sum);
+  }
+}
+
+// Adds `rows` rows, the number of each given by row_of, to the columns of a lane.
+template <class C, class A, class F>
+KGREC_DEVICE LaneValues<C, A> sum_rows(
+    const C& columns, const A* work, int64_t width, int64_t begin, int64_t end, F&& row_of) {
+  LaneValues<C, A> sum{};
+  for (int64_t i = begin; i < end; ++i) {
+    const A* row = work + row_of(i) * width;
+#pragma unroll
+    for (int v = 0; v < C::kVectors; ++v) {
+      A part[C::kSize];
+      columns.read(row, v, part);
+#pragma unroll
+      for (int k = 0; k < C::kSize; ++k) {
+        sum[v][k] += part[k];
+      }
+    }
+  }
+  return sum;
+}
+
+// Each piece into the place of its first run.
+template <class A, class S>
+__global__ void __launch_bounds__(kBlockThreads)
+    relation_pieces_kernel(const RelationSumsParams p) {
+  using C = LaneColumns<A, S>;
+  const RunPlan& runs = p.sums.runs;
+  A* work = static_cast<A*>(p.sums.work);
+  const int32_t* bound = runs.tile + p.sums.tile * kTileColumns + kTilePiece;
+  const int64_t last = load(bound + kTileColumns), stride = threads_in_grid() / C::kLanes;
+  const int lane = lane_of_warp() % C::kLanes;
+  for (int64_t piece = load(bound) + thread_of_grid() / C::kLanes; piece < last; piece += stride) {
+    const int32_t begin = load(runs.piece + piece), end = load(runs.piece + piece + 1);
+    if (end - begin < 2) {
+      continue;
+    }
+    int64_t slice = 0;
+    do {
+      const C columns(lane, slice, p.width);
+      const LaneValues<C, A> sum = sum_rows(
+          columns, static_cast<const A*>(work), p.width, begin, end,
+          [&](int64_t run) { return int64_t{load(runs.perm + run)}; });
+#pragma unroll
+      for (int v = 0; v < C::kVectors; ++v) {
+        columns.write(work + int64_t{load(runs.perm + begin)} * p.width, v, sum[v]);
+      }
+      slice = C::next_slice(slice);
+    } while (slice < p.width);
+  }
+}
+
+// The pieces of each relation, a block for each: groups take neighbouring pieces, and the sums of
+// groups are added up in order.
+template <class A, class S>
+__global__ void __launch_bounds__(kBlockThreads)
+    relation_pieces_sum_kernel(const RelationSumsParams p) {
+  using C = LaneColumns<A, S>;
+  constexpr int kGroups = kBlockThreads / C::kLanes;
+  constexpr int kColumns = C::kLanes * C::kVectors * C::kSize;
+  KGREC_SHARED(A, parts, kGroups * kColumns);
+  const RunPlan& runs = p.sums.runs;
+  const int32_t* bound = runs.tile + p.sums.tile * kTileColumns + kTileSum;
+  const int64_t last = load(bound + kTileColumns);
+  const int group = static_cast<int>(threadIdx.x) / C::kLanes;
+  const int lane = lane_of_warp() % C::kLanes;
+  for (int64_t sum = load(bound) + blockIdx.x; sum < last; sum += gridDim.x) {
+    const int32_t* entry = runs.sum + 3 * sum;
+    const int64_t relation = load(entry), begin = load(entry + 1), size = load(entry + 2) - begin;
+    A* grad = static_cast<A*>(p.sums.grad) + relation * p.width;
+    int64_t slice = 0;
+    do {
+      const C columns(lane, slice, p.width);
+      const LaneValues<C, A> part = sum_rows(
+          columns, static_cast<const A*>(p.sums.work), p.width, begin + size * group / kGroups,
+          begin + size * (group + 1) / kGroups,
+          [&](int64_t piece) { return int64_t{load(runs.perm + load(runs.piece + piece))}; });
+#pragma unroll
+      for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+        for (int i = 0; i < C::kSize; ++i) {
+          parts[group * kColumns + (v * C::kLanes + lane) * C::kSize + i] = part[v][i];
+        }
+      }
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < kColumns; i += kBlockThreads) {
+        const int64_t column = slice + i;
+        if (column < p.width) {
+          A total = load(grad + column);
+          for (int g = 0; g < kGroups; ++g) {
+            total += parts[g * kColumns + i];
+          }
+          store(grad + column, total);
+        }
+      }
+      __syncthreads();
+      slice = C::next_slice(slice);
+    } while (slice < p.width);
+  }
+}
+
+// The row pass `rows(sums)` of each tile, and then its sums. `dtype` is that of the sums.
+template <class Rows, class Run>
+void launches_with_sums(
+    const RelationSums& sums, DType dtype, int64_t width, Rows&& rows, Run&& run) {
+  RelationSumsParams p{sums, dtype, width};
+  const auto typed = [&](auto zero) {
+    using A = decltype(zero);
+    if (sums.in_shared || sums.runs.num_tiles == 0) {
+      p.sums.tile = -1;
+      rows(p.sums);
+      if (sums.in_shared) {
+        run(relation_blocks_kernel<A>, grid_for(sums.runs.num_relations * width, kBlockThreads), p);
+      }
+      return;
+    }
+    for (p.sums.tile = 0; p.sums.tile < sums.runs.num_tiles; ++p.sums.tile) {
+      rows(p.sums);
+      with_width<A>(width, is_aligned(Matrix{sums.work, width}, dtype), [&](auto shape) {
+        using S = decltype(shape);
+        run(relation_pieces_kernel<A, S>, grid_for_rows<S>(sums.runs.num_pieces), p);
+        run(relation_pieces_sum_kernel<A, S>, grid_for(sums.runs.num_sums, 1), p);
+      });
+    }
+  };
+  dtype == DType::f64 ? typed(double{}) : typed(float{});
+}
+
+// Of the row pass.
+template <int kLanes>
+Geometry sums_geometry(const RowPlan& plan, const RelationSums& sums, DType dtype, int64_t width) {
+  Geometry geometry = grid_for(items_of<kLanes>(all_work(plan)), kSumsWarps);
+  geometry.threads = kSumsThreads;
+  if (sums.in_shared) {
+    geometry.blocks = static_cast<unsigned>(sums.blocks);
+    geometry.shared_bytes = static_cast<unsigned>(
+        kSumsWarps * sums.runs.num_relations * width * (dtype == DType::f64 ? 8 : 4));
+  }
+  return geometry;
+}
+
+}  // namespace kgrec::cuda

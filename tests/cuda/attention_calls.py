@@ -1,0 +1,134 @@
+"""Relation attention on the emulator, pass by pass as the binding runs it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from emulator import Traffic, run
+from graph_args import column_arguments, row_arguments, run_arguments
+from torch import Tensor
+
+from kgrec_fast import RelGraph
+from kgrec_fast.cuda_plan import MIN_WORKSPACE
+
+
+class Problem(NamedTuple):
+    graph: RelGraph
+    query: Tensor
+    value: Tensor
+    relation: Tensor
+    num_heads: int
+    mask: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    query: Tensor
+    value: Tensor
+    relation: Tensor
+    weight: Tensor  # a_e, row order
+    score: Tensor  # ds_e, row order
+
+
+def sums_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def not_written(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, math.nan, dtype=dtype)
+
+
+def attention(p: Problem, traffic: list[Traffic] | None = None, **how: Any) -> tuple[Tensor, ...]:
+    """out and lse, in the type of sums; what was counted is added to `traffic`."""
+    dtype = p.query.dtype
+    out = not_written(p.graph.num_rows, p.query.size(1), dtype=sums_dtype(dtype))
+    lse = not_written(p.graph.num_rows, p.num_heads, dtype=sums_dtype(dtype))
+    counted = run(
+        "relation_attention",
+        **row_arguments(p.graph, p.mask, relations=True),
+        dtype=dtype,
+        num_heads=p.num_heads,
+        query=p.query,
+        value=p.value,
+        relation=p.relation,
+        out=out,
+        lse=lse,
+        count=traffic is not None,
+        **how,
+    )
+    if traffic is not None:
+        traffic += counted
+    return out, lse
+
+
+def attention_backward(
+    p: Problem,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor,
+    grad_lse: Tensor,
+    *,
+    in_shared: bool,
+    min_workspace: int = MIN_WORKSPACE,
+    row_traffic: list[Traffic] | None = None,
+    column_traffic: list[Traffic] | None = None,
+    **how: Any,
+) -> Gradients:
+    """The row pass, then the two sums over columns."""
+    dtype, sums, width = p.query.dtype, sums_dtype(p.query.dtype), p.query.size(1)
+    graph, heads = p.graph, p.num_heads
+    weight = not_written(graph.num_edges, heads, dtype=sums)
+    score_grad = not_written(graph.num_edges, heads, dtype=sums)
+    grad_relation = torch.zeros(graph.num_relations, width, dtype=sums)
+    from_rows = not_written(graph.num_rows, width, dtype=sums)
+    counted = run(
+        "relation_attention_backward",
+        **row_arguments(graph, p.mask, relations=True),
+        **run_arguments(graph, min_workspace),
+        in_shared=in_shared,
+        dtype=dtype,
+        num_heads=heads,
+        query=p.query,
+        value=p.value,
+        relation=p.relation,
+        grad_out=grad_out,
+        out=out,
+        lse=lse,
+        grad_lse=grad_lse,
+        weight=weight,
+        score_grad=score_grad,
+        grad_query=from_rows,
+        grad_relation=grad_relation,
+        count=row_traffic is not None,
+        **how,
+    )
+    if row_traffic is not None:
+        row_traffic += counted
+
+    def tails(x: Tensor, weight: Tensor, **more: Any) -> Tensor:
+        result = not_written(graph.num_cols, width, dtype=dtype)
+        counted = run(
+            "aggregate",
+            **column_arguments(graph, p.mask, relations=True),
+            dtype=dtype,
+            transpose=True,
+            num_heads=heads,
+            x=x,
+            weight=weight,
+            relation=p.relation,
+            out=result,
+            count=column_traffic is not None,
+            **more,
+            **how,
+        )
+        if column_traffic is not None:
+            column_traffic.extend(counted)
+        return result
+
+    scale = 1 / math.sqrt(width // heads)
+    grad_query = tails(p.query, score_grad, scale=scale, addend=from_rows)
+    grad_value = tails(grad_out, weight, scale=1.0, wide_x=True)
+    # Nodes that are no tail.
+    rest = from_rows[graph.num_cols :].to(dtype)
+    return Gradients(torch.cat([grad_query, rest]), grad_value, grad_relation, weight, score_grad)

@@ -1,0 +1,89 @@
+#include "cuda/relation_attention.cuh"
+
+#include "cuda/relation_attention_backward.cuh"
+#include "cuda/relation_grad.cuh"
+#include "entry.h"
+#include "graph_args.h"
+
+namespace kgrec::cuda {
+namespace {
+
+void* workspace(cuda_host::Args& args, const char* name, DType sums, int64_t count) {
+  if (sums == DType::f64) {
+    return args.workspace<double>(name, count);
+  }
+  return args.workspace<float>(name, count);
+}
+
+// In shared memory with `in_shared`, which the binding chooses by size.
+RelationSums relation_sums(cuda_host::Args& args, const RowPlan& plan, DType sums, int64_t width) {
+  RelationSums s;
+  s.runs = cuda_host::run_plan(args);
+  s.in_shared = args.integer("in_shared") != 0;
+  s.blocks = sums_blocks(plan);
+  s.grad = args.out("grad_relation", sums);
+  s.work = workspace(args, "work", sums, sums_work_rows(s) * width);
+  return s;
+}
+
+}  // namespace
+}  // namespace kgrec::cuda
+
+KGREC_ENTRY(relation_attention) {
+  using namespace kgrec;
+  cuda::AttentionParams p;
+  p.dtype = args.dtype();
+  const DType sums = cuda_host::accumulate(p.dtype);
+  p.row = cuda_host::row_order(args);
+  p.plan = cuda_host::row_plan(args);
+  p.width = args.size("query", 1);
+  p.num_heads = args.integer("num_heads");
+  p.query = cuda_host::matrix(args, "query", p.dtype);
+  p.value = cuda_host::matrix(args, "value", p.dtype);
+  p.relation = cuda_host::matrix(args, "relation", p.dtype);
+  p.out = args.out("out", sums);
+  p.lse = args.out("lse", sums);
+  const int64_t chunks = p.plan.num_chunks;
+  p.partial = cuda::workspace(args, "partial", sums, chunks * p.width);
+  p.partial_softmax = cuda::workspace(args, "partial_softmax", sums, 2 * chunks * p.num_heads);
+  cuda::launches_attention(p, args.launcher);
+}
+
+KGREC_ENTRY(relation_attention_backward) {
+  using namespace kgrec;
+  cuda::AttentionBackwardParams p;
+  p.dtype = args.dtype();
+  const DType sums = cuda_host::accumulate(p.dtype);
+  p.row = cuda_host::row_order(args);
+  p.plan = cuda_host::row_plan(args);
+  p.width = args.size("query", 1);
+  p.num_heads = args.integer("num_heads");
+  p.sums = cuda::relation_sums(args, p.plan, sums, p.width);
+  p.query = cuda_host::matrix(args, "query", p.dtype);
+  p.value = cuda_host::matrix(args, "value", p.dtype);
+  p.relation = cuda_host::matrix(args, "relation", p.dtype);
+  p.grad_out = cuda_host::matrix(args, "grad_out", sums);
+  p.out = args.in("out", sums);
+  p.lse = args.in("lse", sums);
+  p.grad_lse = args.in("grad_lse", sums);
+  p.weight = args.out("weight", sums);
+  p.score_grad = args.out("score_grad", sums);
+  p.grad_query = args.out("grad_query", sums);
+  p.partial = cuda::workspace(args, "partial", sums, p.plan.num_chunks * p.width);
+  cuda::launches_attention_backward(p, args.launcher);
+}
+
+KGREC_ENTRY(relation_grad) {
+  using namespace kgrec;
+  cuda::RelationGradParams p;
+  p.dtype = args.dtype();
+  const DType sums = cuda_host::accumulate(p.dtype);
+  p.row = cuda_host::row_order(args);
+  p.plan = cuda_host::row_plan(args);
+  p.width = args.size("x", 1);
+  p.sums = cuda::relation_sums(args, p.plan, sums, p.width);
+  p.x = cuda_host::matrix(args, "x", p.dtype);
+  p.left = cuda_host::matrix(args, "left", p.dtype);
+  p.left_scale = args.in("left_scale", sums);
+  cuda::launches_relation_grad(p, args.launcher);
+}

@@ -28,9 +28,9 @@ Tensor per_head(
 
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const Tensor& out, const Tensor& weight, const Graph& graph,
-    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask,
-    int64_t num_heads) {
+    const Tensor& relation, const Tensor& out, const Tensor&, const Tensor& weight,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask, int64_t num_heads) {
   check_masks(row_mask, col_mask);
   AttentionBackwardParams params;
   params.row = row_order(graph, row_mask);

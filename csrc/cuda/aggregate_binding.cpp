@@ -1,20 +1,10 @@
 #include <tuple>
 
-#include "cuda/aggregate.h"
-#include "cuda/binding.h"
+#include "cuda/aggregate_binding.h"
+#include "cuda/relation_grad_binding.h"
 
 namespace kgrec::cuda {
 namespace {
-
-// Launches it, with a workspace for the shares of hubs that is freed in order of the stream.
-void aggregate(const OnDevice& device, AggregateParams& params, const Tensor& like) {
-  Tensor partial =
-      make(like, {params.plan.num_chunks, params.width}, accumulate_type(params.dtype));
-  Tensor count = make(like, {params.plan.num_chunks}, ScalarType::Int);
-  params.partial = partial.mutable_data_ptr();
-  params.partial_count = count.mutable_data_ptr<int32_t>();
-  device.launch(launch_aggregate, params);
-}
 
 Tensor weighted_aggregate(
     const Tensor& x, const std::optional<Tensor>& weight, const Graph& graph,
@@ -96,6 +86,49 @@ std::tuple<Tensor, Tensor> relation_mean(
   return {out, inverse_count};
 }
 
+std::tuple<Tensor, Tensor> relation_mean_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask) {
+  const OnDevice device(x, "x");
+  check_masks(row_mask, col_mask);
+  const int64_t num_rows = graph[kRowPtr].numel() - 1;
+
+  // Gradient of x: the same weighted sum over columns, each row's share weighted by its count.
+  AggregateParams params;
+  params.order = column_order(graph, col_mask);
+  params.plan = column_plan(graph);
+  check_relations(params.order);
+  params.dtype = dtype_of(x, "x");
+  const Tensor source = operand(x, "x", params.order.num_rows, x);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, x);
+  const Tensor g = operand(grad_out, "grad_out", num_rows, x);
+  params.width = source.size(1);
+  params.x = matrix(g);
+  params.relation = matrix(r);
+  params.source_scale = kept(inverse_count, "inverse_count", num_rows, params.dtype);
+  Tensor grad_x = make(x, {source.size(0), params.width}, x.scalar_type());
+  params.out = grad_x.mutable_data_ptr();
+  aggregate(device, params, x);
+  device.zero_rows_from(grad_x, params.order.num_rows);
+
+  // Gradient of the relations: dO[h] / count times the sum of x[t], a run at a time.
+  RelationGradParams runs;
+  runs.row = row_order(graph, row_mask);
+  runs.plan = row_plan(graph);
+  runs.dtype = params.dtype;
+  runs.width = params.width;
+  runs.x = matrix(source);
+  runs.left = matrix(g);
+  runs.left_scale = params.source_scale;
+  Tensor grad_relation = make(x, {r.size(0), runs.width}, x.scalar_type());
+  SumsMemory memory(device, graph, runs.plan, runs.dtype, runs.width, grad_relation);
+  runs.sums = memory.sums();
+  device.launch(launch_relation_grad, runs);
+  memory.finish();
+  return {grad_x, grad_relation};
+}
+
 }  // namespace
 }  // namespace kgrec::cuda
 
@@ -103,4 +136,5 @@ STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CUDA, m) {
   m.impl("weighted_aggregate", TORCH_BOX(&kgrec::cuda::weighted_aggregate));
   m.impl("edge_dot", TORCH_BOX(&kgrec::cuda::edge_dot));
   m.impl("relation_mean", TORCH_BOX(&kgrec::cuda::relation_mean));
+  m.impl("relation_mean_backward", TORCH_BOX(&kgrec::cuda::relation_mean_backward));
 }

@@ -110,7 +110,7 @@ class _ProjectedAttention(torch.autograd.Function):
         )
         ctx.num_heads = num_heads
         ctx.save_for_backward(
-            x, weight, relation, query, out, edge_weight, row_mask, col_mask, *graph
+            x, weight, relation, query, out, lse, edge_weight, row_mask, col_mask, *graph
         )
         # The op keeps float32 for half types: backward needs the unrounded sum.
         return out.to(x.dtype), lse
@@ -118,9 +118,11 @@ class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, relation, query, out, edge_weight, row_mask, col_mask, *graph = ctx.saved_tensors
+        x, weight, relation, query, out, lse, edge_weight, row_mask, col_mask, *graph = (
+            ctx.saved_tensors
+        )
         grad_query, grad_x, grad_relation = torch.ops.kgrec_fast.relation_attention_backward(
-            grad_out.to(out.dtype), grad_lse, query, x, relation, out, edge_weight, graph,
+            grad_out.to(out.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph,
             row_mask, col_mask, ctx.num_heads,
         )  # fmt: skip
         needs_x, needs_weight = ctx.needs_input_grad[:2]

@@ -116,15 +116,15 @@ def segment_logsumexp(score: Tensor, head: Tensor, num_rows: int) -> Tensor:
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     query, value, relation, graph, row_mask, col_mask, ctx.num_heads, _ = inputs
-    out, _, weight = output
+    out, lse, weight = output
     ctx.mark_non_differentiable(weight)
-    ctx.save_for_backward(query, value, relation, out, weight, row_mask, col_mask, *graph)
+    ctx.save_for_backward(query, value, relation, out, lse, weight, row_mask, col_mask, *graph)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple:
-    query, value, relation, out, weight, row_mask, col_mask, *graph = ctx.saved_tensors
+    query, value, relation, out, lse, weight, row_mask, col_mask, *graph = ctx.saved_tensors
     grads = torch.ops.kgrec_fast.relation_attention_backward(
-        grad_out, grad_lse, query, value, relation, out, weight, graph, row_mask, col_mask,
+        grad_out, grad_lse, query, value, relation, out, lse, weight, graph, row_mask, col_mask,
         ctx.num_heads,
     )  # fmt: skip
     return *grads, [None] * len(graph), None, None, None, None
@@ -144,10 +144,12 @@ if _library.CPU.loaded:
         keep_weight: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, rows = _common.accumulate_dtype(query.dtype), graph[0].size(0) - 1
+        # What backward wants: a_e on the CPU; CUDA makes them anew from the log-sum-exp.
+        keeps = keep_weight and query.device.type != "cuda"
         return (
             query.new_empty(rows, query.size(1), dtype=dtype),
             query.new_empty(rows, num_heads, dtype=dtype),
-            query.new_empty(graph[2].size(0) if keep_weight else 0, num_heads, dtype=dtype),
+            query.new_empty(graph[2].size(0) if keeps else 0, num_heads, dtype=dtype),
         )
 
     @torch.library.register_fake("kgrec_fast::relation_attention_backward")

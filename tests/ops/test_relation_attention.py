@@ -192,7 +192,7 @@ def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     out, lse, weight = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
     torch.library.opcheck(
         torch.ops.kgrec_fast.relation_attention_backward.default,
-        (out, lse, *detached, out, weight, *arguments[3:-1]),
+        (out, lse, *detached, out, lse, weight, *arguments[3:-1]),
     )
 
 

@@ -1,0 +1,136 @@
+#include <cmath>
+#include <tuple>
+
+#include "cuda/aggregate_binding.h"
+#include "cuda/relation_attention.h"
+#include "cuda/relation_grad_binding.h"
+
+namespace kgrec::cuda {
+namespace {
+
+// Weights are not kept: the pass backward makes them anew from the log-sum-exp.
+std::tuple<Tensor, Tensor, Tensor> relation_attention(
+    const Tensor& query, const Tensor& value, const Tensor& relation, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&, int64_t num_heads, bool) {
+  const OnDevice device(query, "query");
+  AttentionParams params;
+  params.row = row_order(graph, row_mask);
+  params.plan = row_plan(graph);
+  params.dtype = dtype_of(query, "query");
+  const Tensor q = operand(query, "query", params.row.num_rows, query);
+  const Tensor v = operand(value, "value", 0, query);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, query);
+  params.width = q.size(1);
+  params.num_heads = num_heads;
+  check_heads(num_heads, params.width);
+  check_relations(params.row);
+  params.query = matrix(q);
+  params.value = matrix(v);
+  params.relation = matrix(r);
+  const ScalarType acc = accumulate_type(params.dtype);
+  const int64_t num_chunks = params.plan.num_chunks;
+  Tensor out = make(query, {params.row.num_rows, params.width}, acc);
+  Tensor lse = make(query, {params.row.num_rows, num_heads}, acc);
+  Tensor partial = make(query, {num_chunks, params.width}, acc);
+  Tensor partial_softmax = make(query, {num_chunks, 2 * num_heads}, acc);
+  params.out = out.mutable_data_ptr();
+  params.lse = lse.mutable_data_ptr();
+  params.partial = partial.mutable_data_ptr();
+  params.partial_softmax = partial_softmax.mutable_data_ptr();
+  device.launch(launch_attention, params);
+  return {out, lse, make(query, {0, num_heads}, acc)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
+    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
+    const Tensor& relation, const Tensor& out, const Tensor& lse, const Tensor&, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask,
+    int64_t num_heads) {
+  const OnDevice device(query, "query");
+  check_masks(row_mask, col_mask);
+  AttentionBackwardParams params;
+  params.row = row_order(graph, row_mask);
+  params.plan = row_plan(graph);
+  const OrderView col = column_order(graph, col_mask);
+  const int64_t num_rows = params.row.num_rows, num_cols = col.num_rows;
+  const int64_t num_edges = params.row.num_edges;
+  params.dtype = dtype_of(query, "query");
+  const ScalarType acc = accumulate_type(params.dtype);
+  const Tensor q = operand(query, "query", std::max(num_rows, num_cols), query);
+  const Tensor v = operand(value, "value", num_cols, query);
+  const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, query);
+  const Tensor g = operand(grad_out, "grad_out", num_rows, out);
+  const Tensor gl = torch::stable::contiguous(grad_lse);
+  params.width = q.size(1);
+  params.num_heads = num_heads;
+  check_heads(num_heads, params.width);
+  check_relations(params.row);
+  params.query = matrix(q);
+  params.value = matrix(v);
+  params.relation = matrix(r);
+  params.grad_out = matrix(g);
+  params.out = kept(out, "out", num_rows * params.width, params.dtype);
+  params.lse = kept(lse, "lse", num_rows * num_heads, params.dtype);
+  params.grad_lse = kept(gl, "grad_lse", num_rows * num_heads, params.dtype);
+
+  Tensor weight = make(query, {num_edges, num_heads}, acc);
+  Tensor score_grad = make(query, {num_edges, num_heads}, acc);
+  const bool half = acc != query.scalar_type();
+  Tensor grad_query = make(query, {q.size(0), params.width}, query.scalar_type());
+  Tensor from_rows = half ? make(query, {num_rows, params.width}, acc) : grad_query;
+  Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
+  {
+    Tensor partial = make(query, {params.plan.num_chunks, params.width}, acc);
+    SumsMemory memory(device, graph, params.plan, params.dtype, params.width, grad_relation);
+    params.sums = memory.sums();
+    params.weight = weight.mutable_data_ptr();
+    params.score_grad = score_grad.mutable_data_ptr();
+    params.grad_query = from_rows.mutable_data_ptr();
+    params.partial = partial.mutable_data_ptr();
+    device.launch(launch_attention_backward, params);
+    memory.finish();
+  }
+
+  AggregateParams sum;
+  sum.order = col;
+  sum.plan = column_plan(graph);
+  sum.dtype = params.dtype;
+  sum.width = params.width;
+  sum.num_heads = num_heads;
+  sum.relation = params.relation;
+
+  // Tails as keys: ds_e Q[h] * Rel[r] / sqrt(d), added to what the same node has got as a head.
+  AggregateParams keys = sum;
+  keys.x = params.query;
+  keys.weight = params.score_grad;
+  keys.scale = 1 / std::sqrt(double(params.width / num_heads));
+  keys.addend = params.grad_query;
+  keys.addend_rows = num_rows;
+  keys.out = grad_query.mutable_data_ptr();
+  aggregate(device, keys, query);
+  // Nodes that are no tail have what they gave as heads, and those beyond have nothing.
+  if (half && num_cols < num_rows) {
+    Tensor to = torch::stable::narrow(grad_query, 0, num_cols, num_rows - num_cols);
+    torch::stable::copy_(to, torch::stable::narrow(from_rows, 0, num_cols, num_rows - num_cols));
+  }
+  device.zero_rows_from(grad_query, std::max(num_rows, num_cols));
+
+  // Tails as values: a_e dO[h] * Rel[r].
+  AggregateParams values = sum;
+  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
+  values.x = params.grad_out;
+  values.wide_x = true;
+  values.weight = params.weight;
+  values.out = grad_value.mutable_data_ptr();
+  aggregate(device, values, query);
+  device.zero_rows_from(grad_value, num_cols);
+  return {grad_query, grad_value, grad_relation};
+}
+
+}  // namespace
+}  // namespace kgrec::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CUDA, m) {
+  m.impl("relation_attention", TORCH_BOX(&kgrec::cuda::relation_attention));
+  m.impl("relation_attention_backward", TORCH_BOX(&kgrec::cuda::relation_attention_backward));
+}

@@ -240,17 +240,13 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
   }
 }
 
-// The second half alone, for partial sums of other kernels; dtype is that of sums.
+// The second half alone, for partial sums of other kernels.
 template <class Run>
 void launches_hubs(const AggregateParams& p, Run&& run) {
-  const auto typed = [&](auto element) {
-    using A = decltype(element);
-    with_width<A>(p.width, true, [&](auto shape) {
-      using S = decltype(shape);
-      run(aggregate_hub_kernel<A, S>, grid_for_rows<S>(p.plan.num_hubs), p);
-    });
-  };
-  p.dtype == DType::f64 ? typed(double{}) : typed(float{});
+  with_row_shape(p.dtype, p.width, true, [&](auto element, auto shape) {
+    using S = decltype(shape);
+    run(aggregate_hub_kernel<decltype(element), S>, grid_for_rows<S>(p.plan.num_hubs), p);
+  });
 }
 
 template <class Run>

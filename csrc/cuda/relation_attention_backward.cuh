@@ -1,5 +1,5 @@
-// Relation attention backward over rows: a_e and its gradient ds_e of each edge, anew from the
-// log-sum-exp, what heads give to the gradient of the query, and the relations' shares by run.
+// Relation attention backward over rows: a_e of each edge, anew from the log-sum-exp, the gradient
+// ds_e of its score, what heads give to the gradient of the query, and the relations' shares by run.
 #pragma once
 
 #include "cuda/aggregate.cuh"
@@ -11,8 +11,8 @@ namespace kgrec::cuda {
 // Whether the row of each group has exactly one unmasked edge: its softmax is 1 whatever the score.
 template <int kLanes>
 KGREC_DEVICE bool has_single_edge(const OrderView& order, const Share& share) {
-  int64_t begin = 0, end = 0;
-  if (share.row >= 0) {
+  int64_t begin = share.row_begin, end = share.row_end;
+  if (share.chunk >= 0) {
     begin = load(order.ptr + share.row);
     end = load(order.ptr + share.row + 1);
   }
@@ -46,7 +46,7 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
   RowGrads<H, A> row;
   row.single = has_single_edge<H::kLanes>(p.row, share);
   const bool there = share.begin < share.end;
-  const A* grad = matrix_row<A>(p.grad_out, share.row);
+  const T* grad = matrix_row<T>(p.grad_out, share.row);
   const A* out = static_cast<const A*>(p.out) + share.row * p.width;
   if (there) {
     read_row(columns, matrix_row<T>(p.query, share.row), row.query);
@@ -56,7 +56,7 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
       read_row(columns, out, o);
       add_products(row.grad, o, row.delta);
     } else {
-      columns.for_head([&](int64_t c) { row.delta[0] += load(grad + c) * load(out + c); });
+      columns.for_head([&](int64_t c) { row.delta[0] += widen(load(grad + c)) * load(out + c); });
     }
   }
   columns.sum_heads(row.delta);
@@ -70,26 +70,31 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
   return row;
 }
 
-// Two numbers of each edge and head, written so that neighbouring lanes write neighbours: a lane
-// keeps those of one edge and head until the edges for all of its group's lanes have come.
+// a_e and ds_e by head, written so that neighbouring lanes write neighbours: a lane keeps one number
+// of an edge until there is one for each lane of its group, or two where an edge has that many.
 template <class H, class A>
 struct EdgeResults {
-  A weight = 0, score_grad = 0;
+  A first = 0, second = 0;
 
   KGREC_DEVICE void keep(
       const AttentionBackwardParams& p, const H& columns, const Share& share, int step,
       const A (&a)[H::kStates], const A (&ds)[H::kStates]) {
     if constexpr (H::kWhole) {
-      const int heads = static_cast<int>(p.num_heads), at_once = H::kLanes / heads;
-      const A of_a = columns.of_head(a, share.lane % heads);
-      const A of_ds = columns.of_head(ds, share.lane % heads);
-      if (share.lane / heads == step % at_once) {
-        weight = of_a;
-        score_grad = of_ds;
+      const int per_edge = 2 * static_cast<int>(p.num_heads);
+      const int number = share.lane % per_edge;
+      const A of_a = columns.of_head(a, number / 2), of_ds = columns.of_head(ds, number / 2);
+      const A mine = number % 2 == 0 ? of_a : of_ds;
+      if (per_edge > H::kLanes) {
+        const int head = (H::kLanes + share.lane) / 2;
+        const A more_a = columns.of_head(a, head), more_ds = columns.of_head(ds, head);
+        first = mine;
+        second = number % 2 == 0 ? more_a : more_ds;
+      } else if (share.lane / per_edge == step % (H::kLanes / per_edge)) {
+        first = mine;
       }
     } else {
-      weight = a[0];
-      score_grad = ds[0];
+      first = a[0];
+      second = ds[0];
     }
   }
 
@@ -97,26 +102,30 @@ struct EdgeResults {
   KGREC_DEVICE void write(
       const AttentionBackwardParams& p, const H& columns, const Share& share, int64_t step,
       bool ends) {
-    const int64_t heads = p.num_heads;
-    int64_t at = (share.begin + step) * heads;
-    bool writes = share.begin + step < share.end;
+    const int64_t per_edge = 2 * p.num_heads;
+    A* const result = static_cast<A*>(p.edge_grad);
+    int64_t e = share.begin + step;
     if constexpr (H::kWhole) {
-      const int64_t at_once = H::kLanes / heads;
-      if ((step + 1) % at_once != 0 && !ends) {
-        return;
+      if (per_edge > H::kLanes) {
+        if (e < share.end) {
+          store(result + e * per_edge + share.lane, first);
+          store(result + e * per_edge + H::kLanes + share.lane, second);
+        }
+      } else {
+        const int64_t at_once = H::kLanes / per_edge;
+        if ((step + 1) % at_once != 0 && !ends) {
+          return;
+        }
+        e += share.lane / per_edge - step % at_once;
+        if (e < share.end) {
+          store(result + e * per_edge + share.lane % per_edge, first);
+        }
       }
-      const int64_t e = share.begin + step / at_once * at_once + share.lane / heads;
-      at = e * heads + share.lane % heads;
-      writes = e < share.end;
-    } else {
-      at += columns.head(0);
-      writes = writes && columns.leads(0);
+    } else if (e < share.end && columns.leads(0)) {
+      store(result + e * per_edge + 2 * columns.head(0), first);
+      store(result + e * per_edge + 2 * columns.head(0) + 1, second);
     }
-    if (writes) {
-      store(static_cast<A*>(p.weight) + at, weight);
-      store(static_cast<A*>(p.score_grad) + at, score_grad);
-    }
-    weight = score_grad = 0;
+    first = second = 0;
   }
 };
 
@@ -187,7 +196,7 @@ KGREC_DEVICE void attend_backward(
             add_products(key, x, product);
           } else {
             add_products(columns, matrix_row<T>(p.query, share.row), rel, tail, scale, score);
-            add_products(columns, matrix_row<A>(p.grad_out, share.row), rel, value, A(1), product);
+            add_products(columns, matrix_row<T>(p.grad_out, share.row), rel, value, A(1), product);
           }
         }
         columns.sum_heads(score);
@@ -262,13 +271,13 @@ void launches_attention_backward(const AttentionBackwardParams& params, Run&& ru
   AttentionBackwardParams p = params;
   const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
   const bool aligned = is_aligned(p.query, p.dtype) && is_aligned(p.value, p.dtype) &&
-                       is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, sums) &&
+                       is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, p.dtype) &&
                        has_whole_vectors(p.dtype, p.width, p.num_heads);
-  // The chunks of hubs are added up as those of any sum.
-  AggregateParams hubs;
+  AggregateParams hubs;  // their chunks are added up as those of any sum
   hubs.plan = p.plan;
-  hubs.dtype = sums;
+  hubs.dtype = p.dtype;
   hubs.width = p.width;
+  hubs.wide_out = true;
   hubs.partial = p.partial;
   hubs.out = p.grad_query;
   with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {

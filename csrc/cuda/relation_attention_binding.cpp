@@ -1,7 +1,5 @@
-#include <cmath>
 #include <tuple>
 
-#include "cuda/aggregate_binding.h"
 #include "cuda/relation_attention.h"
 #include "cuda/relation_grad_binding.h"
 
@@ -59,7 +57,9 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   const Tensor q = operand(query, "query", std::max(num_rows, num_cols), query);
   const Tensor v = operand(value, "value", num_cols, query);
   const Tensor r = operand(relation, "relation", graph[kSlotPtr].numel() - 1, query);
-  const Tensor g = operand(grad_out, "grad_out", num_rows, out);
+  // It comes from a sum that was rounded to the type of query, whose gradient is of that type.
+  const Tensor rounded = torch::stable::to(grad_out, query.scalar_type());
+  const Tensor g = operand(rounded, "grad_out", num_rows, query);
   const Tensor gl = torch::stable::contiguous(grad_lse);
   params.width = q.size(1);
   params.num_heads = num_heads;
@@ -73,8 +73,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.lse = kept(lse, "lse", num_rows * num_heads, params.dtype);
   params.grad_lse = kept(gl, "grad_lse", num_rows * num_heads, params.dtype);
 
-  Tensor weight = make(query, {num_edges, num_heads}, acc);
-  Tensor score_grad = make(query, {num_edges, num_heads}, acc);
+  Tensor edge_grad = make(query, {num_edges, num_heads, 2}, acc);
   const bool half = acc != query.scalar_type();
   Tensor grad_query = make(query, {q.size(0), params.width}, query.scalar_type());
   Tensor from_rows = half ? make(query, {num_rows, params.width}, acc) : grad_query;
@@ -83,46 +82,40 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     Tensor partial = make(query, {params.plan.num_chunks, params.width}, acc);
     SumsMemory memory(device, graph, params.plan, params.dtype, params.width, grad_relation);
     params.sums = memory.sums();
-    params.weight = weight.mutable_data_ptr();
-    params.score_grad = score_grad.mutable_data_ptr();
+    params.edge_grad = edge_grad.mutable_data_ptr();
     params.grad_query = from_rows.mutable_data_ptr();
     params.partial = partial.mutable_data_ptr();
     device.launch(launch_attention_backward, params);
     memory.finish();
   }
 
-  AggregateParams sum;
-  sum.order = col;
-  sum.plan = column_plan(graph);
-  sum.dtype = params.dtype;
-  sum.width = params.width;
-  sum.num_heads = num_heads;
-  sum.relation = params.relation;
+  AttentionTailsParams tails;
+  tails.col = col;
+  tails.plan = column_plan(graph);
+  tails.dtype = params.dtype;
+  tails.width = params.width;
+  tails.num_heads = num_heads;
+  tails.query = params.query;
+  tails.relation = params.relation;
+  tails.grad_out = params.grad_out;
+  tails.edge_grad = params.edge_grad;
+  tails.addend = params.grad_query;
+  tails.addend_rows = num_rows;
+  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
+  Tensor partial_query = make(query, {tails.plan.num_chunks, params.width}, acc);
+  Tensor partial_value = make(query, {tails.plan.num_chunks, params.width}, acc);
+  tails.grad_query = grad_query.mutable_data_ptr();
+  tails.grad_value = grad_value.mutable_data_ptr();
+  tails.partial_query = partial_query.mutable_data_ptr();
+  tails.partial_value = partial_value.mutable_data_ptr();
+  device.launch(launch_attention_tails, tails);
 
-  // Tails as keys: ds_e Q[h] * Rel[r] / sqrt(d), added to what the same node has got as a head.
-  AggregateParams keys = sum;
-  keys.x = params.query;
-  keys.weight = params.score_grad;
-  keys.scale = 1 / std::sqrt(double(params.width / num_heads));
-  keys.addend = params.grad_query;
-  keys.addend_rows = num_rows;
-  keys.out = grad_query.mutable_data_ptr();
-  aggregate(device, keys, query);
   // Nodes that are no tail have what they gave as heads, and those beyond have nothing.
   if (half && num_cols < num_rows) {
     Tensor to = torch::stable::narrow(grad_query, 0, num_cols, num_rows - num_cols);
     torch::stable::copy_(to, torch::stable::narrow(from_rows, 0, num_cols, num_rows - num_cols));
   }
   device.zero_rows_from(grad_query, std::max(num_rows, num_cols));
-
-  // Tails as values: a_e dO[h] * Rel[r].
-  AggregateParams values = sum;
-  Tensor grad_value = make(query, {v.size(0), params.width}, query.scalar_type());
-  values.x = params.grad_out;
-  values.wide_x = true;
-  values.weight = params.weight;
-  values.out = grad_value.mutable_data_ptr();
-  aggregate(device, values, query);
   device.zero_rows_from(grad_value, num_cols);
   return {grad_query, grad_value, grad_relation};
 }

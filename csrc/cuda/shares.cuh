@@ -31,30 +31,58 @@ struct LaneColumns<T, RowShape<T, kWidth>> {
   static KGREC_DEVICE int64_t next_slice(int64_t) { return kWidth; }
   KGREC_DEVICE int64_t column(int v) const { return (v * kLanes + lane) * kSize; }
 
-  // E is T or the type of its sums, which may take several vectors.
+  // E is T or the type of its sums. All lanes of a group come together.
   template <class E, class A>
   KGREC_DEVICE void read(const E* row, int v, A* values) const {
+    if constexpr (Vec<E>::kSize == kSize) {
+      const Vec<E> part = load_vec(row + column(v));
 #pragma unroll
-    for (int i = 0; i < kSize; i += Vec<E>::kSize) {
-      const Vec<E> part = load_vec(row + column(v) + i);
+      for (int k = 0; k < kSize; ++k) {
+        values[k] = widen(part[k]);
+      }
+    } else {
+      // Two vectors a lane. Both lanes of a pair load next to each other, and hand over one.
+      const E* pair = row + pair_column(v);
+      const Vec<E> first = load_vec(pair), second = load_vec(pair + kSize);
 #pragma unroll
-      for (int k = 0; k < Vec<E>::kSize; ++k) {
-        values[i + k] = widen(part[k]);
+      for (int k = 0; k < kHalf; ++k) {
+        const E other = __shfl_xor_sync(pair_mask(), odd() ? first[k] : second[k], 1);
+        values[k] = odd() ? other : first[k];
+        values[kHalf + k] = odd() ? second[k] : other;
       }
     }
   }
   template <class E, class A>
   KGREC_DEVICE void write(E* row, int v, const A* values) const {
-#pragma unroll
-    for (int i = 0; i < kSize; i += Vec<E>::kSize) {
+    if constexpr (Vec<E>::kSize == kSize) {
       Vec<E> part;
 #pragma unroll
-      for (int k = 0; k < Vec<E>::kSize; ++k) {
-        part[k] = narrow<E>(values[i + k]);
+      for (int k = 0; k < kSize; ++k) {
+        part[k] = narrow<E>(values[k]);
       }
-      store_vec(row + column(v) + i, part);
+      store_vec(row + column(v), part);
+    } else {
+      Vec<E> first, second;
+#pragma unroll
+      for (int k = 0; k < kHalf; ++k) {
+        const E other = __shfl_xor_sync(pair_mask(), odd() ? values[k] : values[kHalf + k], 1);
+        first[k] = odd() ? other : values[k];
+        second[k] = odd() ? values[kHalf + k] : other;
+      }
+      E* pair = row + pair_column(v);
+      store_vec(pair, first);
+      store_vec(pair + kSize, second);
     }
   }
+
+ private:
+  static constexpr int kHalf = kSize / 2;
+
+  KGREC_DEVICE bool odd() const { return lane % 2 != 0; }
+  KGREC_DEVICE int64_t pair_column(int v) const {
+    return (v * kLanes + lane / 2 * 2) * kSize + lane % 2 * kHalf;
+  }
+  static KGREC_DEVICE unsigned pair_mask() { return group_mask(lane_of_warp(), 2); }
 };
 
 template <class T>
@@ -101,6 +129,7 @@ struct LaneValues {
 // What a group of lanes has of a row: all of a short one, its part of a long one or of a chunk.
 struct Share {
   int64_t row, begin, end;
+  int64_t row_begin, row_end;  // all edges of the row, where it is not cut
   int64_t chunk;  // -1 where the row is not cut
   bool together;  // the groups of the warp share the row
   int group, lane;
@@ -135,7 +164,7 @@ KGREC_DEVICE bool take_share(
   share.lane = lane % kLanes;
   share.mask = group_mask(lane, kLanes);
   share.row = -1;
-  share.begin = share.end = 0;
+  share.begin = share.end = share.row_begin = share.row_end = 0;
   const int64_t chunks = range.chunk_end - range.chunk_begin;
   const int64_t shared = chunks + range.long_end - range.long_begin;
   share.together = item < shared;
@@ -152,8 +181,8 @@ KGREC_DEVICE bool take_share(
     }
     share.row = share.together ? load(plan.long_row + (range.long_begin + item - chunks))
                                : load(plan.short_row + number);
-    share.begin = load(order.ptr + share.row);
-    share.end = load(order.ptr + share.row + 1);
+    share.begin = share.row_begin = load(order.ptr + share.row);
+    share.end = share.row_end = load(order.ptr + share.row + 1);
   }
   if (share.together) {
     // Neighbouring edges to one group: fewer runs are cut than with edges in turns.

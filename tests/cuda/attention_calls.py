@@ -27,8 +27,7 @@ class Gradients(NamedTuple):
     query: Tensor
     value: Tensor
     relation: Tensor
-    weight: Tensor  # a_e, row order
-    score: Tensor  # ds_e, row order
+    edge: Tensor  # [E, H, 2], row order: a_e and the gradient of its score
 
 
 def sums_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -75,29 +74,30 @@ def attention_backward(
     column_traffic: list[Traffic] | None = None,
     **how: Any,
 ) -> Gradients:
-    """The row pass, then the two sums over columns."""
+    """The row pass, then the column pass. grad_out is of the type of query."""
     dtype, sums, width = p.query.dtype, sums_dtype(p.query.dtype), p.query.size(1)
     graph, heads = p.graph, p.num_heads
-    weight = not_written(graph.num_edges, heads, dtype=sums)
-    score_grad = not_written(graph.num_edges, heads, dtype=sums)
+    operands = {
+        "dtype": dtype,
+        "num_heads": heads,
+        "query": p.query,
+        "relation": p.relation,
+        "grad_out": grad_out,
+    }
+    edge_grad = not_written(graph.num_edges, heads, 2, dtype=sums)
     grad_relation = torch.zeros(graph.num_relations, width, dtype=sums)
     from_rows = not_written(graph.num_rows, width, dtype=sums)
     counted = run(
         "relation_attention_backward",
         **row_arguments(graph, p.mask, relations=True),
         **run_arguments(graph, min_workspace),
+        **operands,
         in_shared=in_shared,
-        dtype=dtype,
-        num_heads=heads,
-        query=p.query,
         value=p.value,
-        relation=p.relation,
-        grad_out=grad_out,
         out=out,
         lse=lse,
         grad_lse=grad_lse,
-        weight=weight,
-        score_grad=score_grad,
+        edge_grad=edge_grad,
         grad_query=from_rows,
         grad_relation=grad_relation,
         count=row_traffic is not None,
@@ -105,30 +105,21 @@ def attention_backward(
     )
     if row_traffic is not None:
         row_traffic += counted
-
-    def tails(x: Tensor, weight: Tensor, **more: Any) -> Tensor:
-        result = not_written(graph.num_cols, width, dtype=dtype)
-        counted = run(
-            "aggregate",
-            **column_arguments(graph, p.mask, relations=True),
-            dtype=dtype,
-            transpose=True,
-            num_heads=heads,
-            x=x,
-            weight=weight,
-            relation=p.relation,
-            out=result,
-            count=column_traffic is not None,
-            **more,
-            **how,
-        )
-        if column_traffic is not None:
-            column_traffic.extend(counted)
-        return result
-
-    scale = 1 / math.sqrt(width // heads)
-    grad_query = tails(p.query, score_grad, scale=scale, addend=from_rows)
-    grad_value = tails(grad_out, weight, scale=1.0, wide_x=True)
+    grad_query = not_written(graph.num_cols, width, dtype=dtype)
+    grad_value = not_written(graph.num_cols, width, dtype=dtype)
+    counted = run(
+        "relation_attention_tails",
+        **column_arguments(graph, p.mask, relations=True),
+        **operands,
+        edge_grad=edge_grad,
+        addend=from_rows,
+        grad_query=grad_query,
+        grad_value=grad_value,
+        count=column_traffic is not None,
+        **how,
+    )
+    if column_traffic is not None:
+        column_traffic += counted
     # Nodes that are no tail.
     rest = from_rows[graph.num_cols :].to(dtype)
-    return Gradients(torch.cat([grad_query, rest]), grad_value, grad_relation, weight, score_grad)
+    return Gradients(torch.cat([grad_query, rest]), grad_value, grad_relation, edge_grad)

@@ -1,6 +1,7 @@
 #include "cuda/relation_attention.cuh"
 
 #include "cuda/relation_attention_backward.cuh"
+#include "cuda/relation_attention_tails.cuh"
 #include "cuda/relation_grad.cuh"
 #include "entry.h"
 #include "graph_args.h"
@@ -62,15 +63,37 @@ KGREC_ENTRY(relation_attention_backward) {
   p.query = cuda_host::matrix(args, "query", p.dtype);
   p.value = cuda_host::matrix(args, "value", p.dtype);
   p.relation = cuda_host::matrix(args, "relation", p.dtype);
-  p.grad_out = cuda_host::matrix(args, "grad_out", sums);
+  p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
   p.out = args.in("out", sums);
   p.lse = args.in("lse", sums);
   p.grad_lse = args.in("grad_lse", sums);
-  p.weight = args.out("weight", sums);
-  p.score_grad = args.out("score_grad", sums);
+  p.edge_grad = args.out("edge_grad", sums);
   p.grad_query = args.out("grad_query", sums);
   p.partial = cuda::workspace(args, "partial", sums, p.plan.num_chunks * p.width);
   cuda::launches_attention_backward(p, args.launcher);
+}
+
+KGREC_ENTRY(relation_attention_tails) {
+  using namespace kgrec;
+  cuda::AttentionTailsParams p;
+  p.dtype = args.dtype();
+  const DType sums = cuda_host::accumulate(p.dtype);
+  p.col = cuda_host::column_order(args);
+  p.plan = cuda_host::row_plan(args, "col_");
+  p.width = args.size("query", 1);
+  p.num_heads = args.integer("num_heads");
+  p.query = cuda_host::matrix(args, "query", p.dtype);
+  p.relation = cuda_host::matrix(args, "relation", p.dtype);
+  p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
+  p.edge_grad = args.in("edge_grad", sums);
+  p.addend = args.in("addend", sums);
+  p.addend_rows = args.size("addend");
+  p.grad_query = args.out("grad_query", p.dtype);
+  p.grad_value = args.out("grad_value", p.dtype);
+  const int64_t partials = p.plan.num_chunks * p.width;
+  p.partial_query = cuda::workspace(args, "partial_query", sums, partials);
+  p.partial_value = cuda::workspace(args, "partial_value", sums, partials);
+  cuda::launches_attention_tails(p, args.launcher);
 }
 
 KGREC_ENTRY(relation_grad) {

@@ -22,7 +22,7 @@ relation within one short row, long row or chunk. So that the workspace of a lar
 than num_rows places (`workspace_rows`), the work is cut into *tiles*, each of which has all places
 for itself: for each tile a row pass over its rows and chunks, then its sums.
 
-    run_place [E]      the place of each edge's run
+    run_place [E]      the place of each edge's run; those of one row or chunk are in a row
     run_tile [K+1, 5]  where each tile begins in short_row, long_row, chunk, run_piece and run_sum
     run_perm  [U]      the places of all runs by (tile, relation, place)
     run_piece [P+1]    pointers into run_perm: at most PIECE runs of one tile and relation. A first

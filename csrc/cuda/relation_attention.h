@@ -39,7 +39,8 @@ struct AttentionBackwardParams {
   void* partial = nullptr;         // acc [num_chunks, width]
 };
 
-// What tails give, over columns: as keys, added to what the same nodes give as heads, and as values.
+// What tails give, over columns: as keys, added to what the same nodes give as heads, and as
+// values.
 struct AttentionTailsParams {
   OrderView col;
   RowPlan plan;
@@ -47,13 +48,13 @@ struct AttentionTailsParams {
   int64_t width = 0;
   int64_t num_heads = 1;
   Matrix query, relation, grad_out;
-  const void* edge_grad = nullptr;   // acc [E, num_heads, 2]
-  const void* addend = nullptr;      // acc [addend_rows, width]
+  const void* edge_grad = nullptr;  // acc [E, num_heads, 2]
+  const void* addend = nullptr;     // acc [addend_rows, width]
   int64_t addend_rows = 0;
-  void* grad_query = nullptr;        // [num_cols, width], may be the addend
-  void* grad_value = nullptr;        // [num_cols, width]
-  void* partial_query = nullptr;     // acc [num_chunks, width]
-  void* partial_value = nullptr;     // acc [num_chunks, width]
+  void* grad_query = nullptr;     // [num_cols, width], may be the addend
+  void* grad_value = nullptr;     // [num_cols, width]
+  void* partial_query = nullptr;  // acc [num_chunks, width]
+  void* partial_value = nullptr;  // acc [num_chunks, width]
 };
 
 void launch_attention(const AttentionParams& params, cudaStream_t stream);

@@ -1,5 +1,6 @@
 // Relation attention backward over rows: a_e of each edge, anew from the log-sum-exp, the gradient
-// ds_e of its score, what heads give to the gradient of the query, and the relations' shares by run.
+// ds_e of its score, what heads give to the gradient of the query, and the relations' shares by
+// run.
 #pragma once
 
 #include "cuda/aggregate.cuh"
@@ -9,8 +10,9 @@
 namespace kgrec::cuda {
 
 // Whether the row of each group has exactly one unmasked edge: its softmax is 1 whatever the score.
+// `ids` are those of the first edges of the share.
 template <int kLanes>
-KGREC_DEVICE bool has_single_edge(const OrderView& order, const Share& share) {
+KGREC_DEVICE bool has_single_edge(const OrderView& order, const Share& share, const EdgeIds& ids) {
   int64_t begin = share.row_begin, end = share.row_end;
   if (share.chunk >= 0) {
     begin = load(order.ptr + share.row);
@@ -20,11 +22,16 @@ KGREC_DEVICE bool has_single_edge(const OrderView& order, const Share& share) {
     return end - begin == 1;
   }
   int count = 0;
-  bool looks = begin < end;
+  const unsigned kept = __ballot_sync(kFullMask, ids.idx >= 0);
+  if (!share.together) {
+    count = __popc(kept & share.mask);
+    begin += kLanes;
+  }
+  bool looks = begin < end && count < 2;
   while (__any_sync(kFullMask, looks)) {
     const int64_t e = begin + share.lane;
-    const bool kept = looks && e < end && load(order.mask + e) != 0;
-    count += __popc(__ballot_sync(kFullMask, kept) & share.mask);
+    const bool more = looks && e < end && load(order.mask + e) != 0;
+    count += __popc(__ballot_sync(kFullMask, more) & share.mask);
     begin += kLanes;
     looks = looks && begin < end && count < 2;
   }
@@ -42,9 +49,9 @@ struct RowGrads {
 
 template <class T, class H, class A>
 KGREC_DEVICE RowGrads<H, A> row_grads(
-    const AttentionBackwardParams& p, const H& columns, const Share& share) {
+    const AttentionBackwardParams& p, const H& columns, const Share& share, bool single) {
   RowGrads<H, A> row;
-  row.single = has_single_edge<H::kLanes>(p.row, share);
+  row.single = single;
   const bool there = share.begin < share.end;
   const T* grad = matrix_row<T>(p.grad_out, share.row);
   const A* out = static_cast<const A*>(p.out) + share.row * p.width;
@@ -70,8 +77,9 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
   return row;
 }
 
-// a_e and ds_e by head, written so that neighbouring lanes write neighbours: a lane keeps one number
-// of an edge until there is one for each lane of its group, or two where an edge has that many.
+// a_e and ds_e by head, written so that neighbouring lanes write neighbours: a lane keeps one
+// number of an edge until there is one for each lane of its group, or two where an edge has that
+// many.
 template <class H, class A>
 struct EdgeResults {
   A first = 0, second = 0;
@@ -136,12 +144,13 @@ KGREC_DEVICE void attend_backward(
     LaneValues<H, A>& grad_query) {
   constexpr int kLanes = H::kLanes;
   const A scale = score_scale<A>(p.width, p.num_heads);
-  const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share);
+  EdgeIds mine = ids_of(p.row, share.begin + share.lane, share.end);
+  const bool single = has_single_edge<kLanes>(p.row, share, mine);
+  const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share, single);
   RunShares<H, A> shares(p.sums, p.width, share, shared);
   EdgeResults<H, A> results;
-  // Of the run at hand: its relation, the last edge of it, and sums of a_e X[t] and ds_e Q[t].
+  // Of the run at hand: its relation, and sums of a_e X[t] and ds_e Q[t].
   int32_t rel_of_run = -1;
-  int64_t edge_of_run = 0;
   bool has_relation = false;
   LaneValues<H, A> relation{}, values{}, keys{};
   const auto end_run = [&](bool ends) {
@@ -155,14 +164,16 @@ KGREC_DEVICE void attend_backward(
         grad_query[v][i] += ends ? relation[v][i] * from_scores : A(0);
       }
     }
-    shares.add(columns, ends, rel_of_run, edge_of_run, given);
+    shares.add(columns, ends, rel_of_run, given);
     if (ends) {
       relation = values = keys = LaneValues<H, A>{};
       has_relation = false;
     }
   };
   for (int first = 0; first < steps; first += kLanes) {
-    const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
+    if (first > 0) {
+      mine = ids_of(p.row, share.begin + first + share.lane, share.end);
+    }
     const int edges = steps - first < kLanes ? steps - first : kLanes;
     for (int j = 0; j < edges; ++j) {
       const int step = first + j;
@@ -174,7 +185,6 @@ KGREC_DEVICE void attend_backward(
         end_run(ends);
       }
       rel_of_run = there ? edge.rel : rel_of_run;
-      edge_of_run = there ? share.begin + step : edge_of_run;
       if (__any_sync(kFullMask, kept)) {
         A score[H::kStates] = {}, product[H::kStates] = {};
         LaneValues<H, A> x{}, y{};

@@ -1,5 +1,5 @@
-// Relation attention backward over columns: what tails give as keys, ds_e Q[h] * Rel[r] / sqrt(d), and
-// as values, a_e dO[h] * Rel[r].
+// Relation attention backward over columns: what tails give as keys, ds_e Q[h] * Rel[r] / sqrt(d),
+// and as values, a_e dO[h] * Rel[r].
 #pragma once
 
 #include <cmath>

@@ -23,7 +23,6 @@ KGREC_DEVICE void give_runs(
   }
   RunShares<H, A> shares(p.sums, p.width, share, shared);
   int32_t rel_of_run = -1;
-  int64_t edge_of_run = 0;
   const auto end_run = [&](bool ends) {
     LaneValues<H, A> given;
 #pragma unroll
@@ -34,7 +33,7 @@ KGREC_DEVICE void give_runs(
         run[v][i] = ends ? A(0) : run[v][i];
       }
     }
-    shares.add(columns, ends, rel_of_run, edge_of_run, given);
+    shares.add(columns, ends, rel_of_run, given);
   };
   for (int first = 0; first < steps; first += kLanes) {
     const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
@@ -46,10 +45,7 @@ KGREC_DEVICE void give_runs(
       if (__any_sync(kFullMask, ends)) {
         end_run(ends);
       }
-      if (edge.rel >= 0) {
-        rel_of_run = edge.rel;
-        edge_of_run = share.begin + first + j;
-      }
+      rel_of_run = edge.rel >= 0 ? edge.rel : rel_of_run;
       if (edge.idx >= 0) {
 #pragma unroll
         for (int v = 0; v < H::kVectors; ++v) {

@@ -57,16 +57,16 @@ class RunShares {
 
   KGREC_DEVICE RunShares(const RelationSums& sums, int64_t width, const Share& share, A* shared)
       : sums_(sums), width_(width), group_(share.group), shared_(shared) {
-    // A run that began in the group before has its place written there.
-    if (kGroups > 1 && shared == nullptr && share.together && group_ > 0) {
+    if (shared == nullptr && share.begin < share.end) {
       const int32_t* place = sums.runs.place + share.begin;
-      continues_ = load(place) == load(place - 1);
+      place_ = load(place);
+      // A run that began in the group before has its place written there.
+      continues_ = kGroups > 1 && share.together && group_ > 0 && load(place - 1) == place_;
     }
   }
 
-  // Where `ends`: the share of a run of relation `rel`, of which `e` is an edge.
-  KGREC_DEVICE void add(
-      const H& columns, bool ends, int32_t rel, int64_t e, const LaneValues<H, A>& values) {
+  // Where `ends`: the share of the next run, of relation `rel`.
+  KGREC_DEVICE void add(const H& columns, bool ends, int32_t rel, const LaneValues<H, A>& values) {
     if (shared_ != nullptr) {
       // Groups of a warp in turns: two may have the same relation.
       const unsigned who = kGroups > 1 ? __ballot_sync(kFullMask, ends) : 0;
@@ -83,14 +83,14 @@ class RunShares {
         }
       }
     } else if (ends) {
-      const int32_t place = load(sums_.runs.place + e);
       if (continues_) {
         carried_ = values;
-        carried_place_ = place;
+        carried_place_ = place_;
         continues_ = false;
       } else {
-        write(columns, place_row(place), values);
+        write(columns, place_row(place_), values);
       }
+      ++place_;  // runs of a share have places in a row
     }
   }
 
@@ -134,6 +134,7 @@ class RunShares {
   int64_t width_;
   int group_;
   A* shared_;
+  int32_t place_ = -1;
   bool continues_ = false;
   LaneValues<H, A> carried_{};
   int32_t carried_place_ = -1;

@@ -130,8 +130,8 @@ struct LaneValues {
 struct Share {
   int64_t row, begin, end;
   int64_t row_begin, row_end;  // all edges of the row, where it is not cut
-  int64_t chunk;  // -1 where the row is not cut
-  bool together;  // the groups of the warp share the row
+  int64_t chunk;               // -1 where the row is not cut
+  bool together;               // the groups of the warp share the row
   int group, lane;
   unsigned mask;  // of the group in the warp
 };

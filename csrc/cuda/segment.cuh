@@ -40,7 +40,8 @@ KGREC_DEVICE Unit<acc_t<T>, V> sum_of(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_sum_chunks_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_sum_chunks_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
   for_items<V>(
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(kBlockThreads) segment_sum_chunks_kernel(const
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_sum_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_sum_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
   const int64_t items = p.batches * p.num_segments;
@@ -137,7 +139,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSoftmaxBlocks<T>)
     segment_softmax_chunks_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
@@ -188,7 +190,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of_long(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSoftmaxBlocks<T>)
     segment_softmax_totals_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_items<V>(p, p.num_segments, p.row_lanes, [&](int64_t segment, const SegmentLanes& lanes) {
@@ -219,7 +221,8 @@ KGREC_DEVICE void for_units(const SegmentParams& p, F&& f) {
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_spread_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_spread_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t, int64_t segment, int64_t from) {
     Unit<A, V> x = load_unit<V>(static_cast<const T*>(p.src) + from);
@@ -235,7 +238,8 @@ __global__ void __launch_bounds__(kBlockThreads) segment_spread_kernel(const Seg
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_softmax_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_softmax_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t at, int64_t, int64_t from) {
     Unit<A, V> x = load_unit<V>(static_cast<const T*>(p.src) + at);
@@ -251,7 +255,7 @@ __global__ void __launch_bounds__(kBlockThreads) segment_softmax_kernel(const Se
 
 // out * (grad - sum over the segment of out * grad), where out is the result of forward, in src
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
     segment_softmax_backward_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t at, int64_t, int64_t from) {

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cuda/segment_lanes.cuh"
+#include "cuda/softmax.cuh"
 
 namespace kgrec::cuda {
 
@@ -106,13 +107,6 @@ struct Softmax {
   Unit<A, V> top, total;
 };
 
-// What exponents are taken against: without a highest element nothing but 0 and NaN is added.
-template <class A>
-KGREC_DEVICE A base_of(A top) {
-  return top == A(-INFINITY) ? A(0) : top;
-}
-
-// A NaN may be lost in the maximum, never in the sum.
 template <class T, int V>
 KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of(
     const SegmentParams& p, const Stretch& places, const SegmentLanes& lanes) {
@@ -179,9 +173,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of_long(
       const Unit<A, V> total = load_unit<V>(totals + slot * p.width);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        // A sum against no highest element is 0 or NaN, and stays so.
-        const bool none = top[i] == A(-INFINITY);
-        result.total[i] += none ? total[i] : total[i] * exp(top[i] - result.top[i]);
+        result.total[i] += rebase(total[i], top[i], result.top[i]);
       }
     }
   });

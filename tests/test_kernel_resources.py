@@ -127,7 +127,7 @@ def test_occupancy_is_that_of_the_toolkit(tmp_path: Path) -> None:
     source.write_text(ORACLE)
     subprocess.run(["c++", f"-I{include}", str(source), "-o", str(program)], check=True)
     threads, registers = (32, 96, 128, 256, 512, 1024), (16, 32, 33, 40, 48, 64, 72, 104, 168, 255)
-    cases = list(itertools.product(LIMITS, threads, registers, (0, 1, 2048, 7681, 16384, 49152)))
+    cases = list(itertools.product(LIMITS, threads, registers, (0, 1, 4900, 7681, 16384, 49152)))
     lines = [
         f"{a} {LIMITS[a].threads} {LIMITS[a].shared} {LIMITS[a].shared_reserved} {t} {r} {s}"
         for a, t, r, s in cases

@@ -41,6 +41,7 @@ def test_cuda_ops_are_there_where_their_library_is() -> None:
         "weighted_aggregate",
         "edge_dot",
         "relation_mean",
+        "rationale_scores",
         "segment_sum",
         "segment_mean",
         "segment_spread",

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/aggregate.h"
+#include "cuda/edge_dots.cuh"
 #include "cuda/shares.cuh"
 
 namespace kgrec::cuda {
@@ -267,64 +268,16 @@ void launches_aggregate(const AggregateParams& p, Run&& run) {
 
 // -- Products of both ends -------------------------------------------------------------------
 
-template <class T, class C, class A>
-KGREC_DEVICE A dot(const C& columns, const LaneValues<C, A>& left, const T* right) {
-  A products = 0;
-#pragma unroll
-  for (int v = 0; v < C::kVectors; ++v) {
-    A values[C::kSize];
-    columns.read(right, v, values);
-#pragma unroll
-    for (int i = 0; i < C::kSize; ++i) {
-      products += left[v][i] * values[i];
-    }
-  }
-  return products;
-}
-
 template <class T, class S>
 __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     edge_dot_kernel(const EdgeDotParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
   for_shares<C::kLanes>(p.order, p.plan, [&](const Share& share) {
-    const T* row = matrix_row<T>(p.row_side, share.row);
-    const auto left_of = [&](const C& columns) {
-      LaneValues<C, A> left;
-#pragma unroll
-      for (int v = 0; v < C::kVectors; ++v) {
-        columns.read(row, v, left[v]);
-      }
-      return left;
-    };
-    const C columns(share.lane, 0, p.width);
-    const LaneValues<C, A> left = left_of(columns);
-    for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
-      const int64_t e = first + share.lane;
-      const bool there = e < share.end;
-      const bool kept = there && (p.order.mask == nullptr || load(p.order.mask + e) != 0);
-      const int32_t mine = kept ? load(p.order.idx + e) : -1;
-      const int64_t rest = share.end - first;
-      const int edges = rest < C::kLanes ? static_cast<int>(rest) : C::kLanes;
-      A result = 0;
-      for (int j = 0; j < edges; ++j) {
-        const int32_t idx = __shfl_sync(share.mask, mine, j, C::kLanes);
-        if (idx < 0) {
-          continue;
-        }
-        const T* right = matrix_row<T>(p.col_side, idx);
-        A products = dot(columns, left, right);
-        for (int64_t slice = C::next_slice(0); slice < p.width; slice = C::next_slice(slice)) {
-          const C others(share.lane, slice, p.width);
-          products += dot(others, left_of(others), right);
-        }
-        products = group_sum(products, C::kLanes, share.mask);
-        result = j == share.lane ? products : result;
-      }
-      if (there) {
-        store(static_cast<A*>(p.out) + e, result);
-      }
-    }
+    for_edge_dots<T, C>(
+        p.order, nullptr, share, p.row_side, p.col_side, p.width,
+        [](const C&, int32_t, const LaneValues<C, A>& values) { return values; },
+        [&](int64_t e, bool, A product) { store(static_cast<A*>(p.out) + e, product); });
   });
 }
 

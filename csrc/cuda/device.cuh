@@ -214,11 +214,4 @@ KGREC_DEVICE A group_max(A x, int group_lanes, unsigned mask KGREC_AT_CALLER) {
   return x;
 }
 
-// What the exponents of a softmax are taken against, given the highest: without one, nothing but 0
-// and NaN is added.
-template <class A>
-KGREC_DEVICE A base_of(A top) {
-  return top == A(-INFINITY) ? A(0) : top;
-}
-
 }  // namespace kgrec::cuda

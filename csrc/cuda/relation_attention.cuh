@@ -4,6 +4,7 @@
 
 #include "cuda/heads.cuh"
 #include "cuda/relation_attention.h"
+#include "cuda/softmax.cuh"
 
 namespace kgrec::cuda {
 
@@ -24,14 +25,6 @@ KGREC_DEVICE void make_key(
     for (int i = 0; i < H::kSize; ++i) {
       key[v][i] = query[v][i] * relation[v][i] * scale;
     }
-  }
-}
-
-template <class H, class T, class A>
-KGREC_DEVICE void read_row(const H& columns, const T* row, LaneValues<H, A>& values) {
-#pragma unroll
-  for (int v = 0; v < H::kVectors; ++v) {
-    columns.read(row, v, values[v]);
   }
 }
 
@@ -111,7 +104,7 @@ KGREC_DEVICE void attend(
   const T* head = matrix_row<T>(p.query, share.row < 0 ? 0 : share.row);
   LaneValues<H, A> query{}, key{}, relation{}, run{};
   if (H::kWhole && share.begin < share.end) {
-    read_row(columns, head, query);
+    query = lane_values<T>(columns, head);
   }
   int32_t rel_of_run = -1;
   int in_run = 0;
@@ -130,7 +123,7 @@ KGREC_DEVICE void attend(
         in_run = 0;
         if (edge.rel != rel_of_run) {
           rel_of_run = edge.rel;
-          read_row(columns, rel, relation);
+          relation = lane_values<T>(columns, rel);
           make_key(query, relation, scale, key);
         }
       }
@@ -139,11 +132,9 @@ KGREC_DEVICE void attend(
       if (kept) {
         ++in_run;
         const T* tail = matrix_row<T>(p.query, edge.idx);
-        read_row(columns, matrix_row<T>(p.value, edge.idx), x);
+        x = lane_values<T>(columns, matrix_row<T>(p.value, edge.idx));
         if constexpr (H::kWhole) {
-          LaneValues<H, A> y;
-          read_row(columns, tail, y);
-          add_products(key, y, score);
+          add_products(key, lane_values<T>(columns, tail), score);
         } else {
           add_products(columns, head, rel, tail, scale, score);
         }

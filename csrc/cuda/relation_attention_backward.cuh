@@ -56,12 +56,10 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
   const T* grad = matrix_row<T>(p.grad_out, share.row);
   const A* out = static_cast<const A*>(p.out) + share.row * p.width;
   if (there) {
-    read_row(columns, matrix_row<T>(p.query, share.row), row.query);
-    read_row(columns, grad, row.grad);
+    row.query = lane_values<T>(columns, matrix_row<T>(p.query, share.row));
+    row.grad = lane_values<T>(columns, grad);
     if constexpr (H::kWhole) {
-      LaneValues<H, A> o;
-      read_row(columns, out, o);
-      add_products(row.grad, o, row.delta);
+      add_products(row.grad, lane_values<A>(columns, out), row.delta);
     } else {
       columns.for_head([&](int64_t c) { row.delta[0] += widen(load(grad + c)) * load(out + c); });
     }
@@ -191,13 +189,13 @@ KGREC_DEVICE void attend_backward(
         if (kept) {
           const T* rel = matrix_row<T>(p.relation, edge.rel);
           if (!has_relation) {
-            read_row(columns, rel, relation);
+            relation = lane_values<T>(columns, rel);
             has_relation = true;
           }
           const T* tail = matrix_row<T>(p.query, edge.idx);
           const T* value = matrix_row<T>(p.value, edge.idx);
-          read_row(columns, tail, y);
-          read_row(columns, value, x);
+          y = lane_values<T>(columns, tail);
+          x = lane_values<T>(columns, value);
           if constexpr (H::kWhole) {
             LaneValues<H, A> key;
             make_key(row.query, relation, scale, key);

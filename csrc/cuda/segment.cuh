@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cuda/segment_lanes.cuh"
+#include "cuda/softmax.cuh"
 
 namespace kgrec::cuda {
 
@@ -40,7 +41,8 @@ KGREC_DEVICE Unit<acc_t<T>, V> sum_of(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_sum_chunks_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_sum_chunks_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
   for_items<V>(
@@ -57,7 +59,8 @@ __global__ void __launch_bounds__(kBlockThreads) segment_sum_chunks_kernel(const
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_sum_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_sum_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
   const int64_t items = p.batches * p.num_segments;
@@ -104,7 +107,6 @@ struct Softmax {
   Unit<A, V> top, total;
 };
 
-// A NaN may be lost in the maximum, never in the sum.
 template <class T, int V>
 KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of(
     const SegmentParams& p, const Stretch& places, const SegmentLanes& lanes) {
@@ -131,7 +133,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSoftmaxBlocks<T>)
     segment_softmax_chunks_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   const int64_t slots = 2 * p.chunks;
@@ -171,9 +173,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of_long(
       const Unit<A, V> total = load_unit<V>(totals + slot * p.width);
 #pragma unroll
       for (int i = 0; i < V; ++i) {
-        // A sum against no highest element is 0 or NaN, and stays so.
-        const bool none = top[i] == A(-INFINITY);
-        result.total[i] += none ? total[i] : total[i] * exp(top[i] - result.top[i]);
+        result.total[i] += rebase(total[i], top[i], result.top[i]);
       }
     }
   });
@@ -182,7 +182,7 @@ KGREC_DEVICE Softmax<acc_t<T>, V> softmax_of_long(
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSoftmaxBlocks<T>)
     segment_softmax_totals_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_items<V>(p, p.num_segments, p.row_lanes, [&](int64_t segment, const SegmentLanes& lanes) {
@@ -213,7 +213,8 @@ KGREC_DEVICE void for_units(const SegmentParams& p, F&& f) {
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_spread_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_spread_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t, int64_t segment, int64_t from) {
     Unit<A, V> x = load_unit<V>(static_cast<const T*>(p.src) + from);
@@ -229,7 +230,8 @@ __global__ void __launch_bounds__(kBlockThreads) segment_spread_kernel(const Seg
 }
 
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads) segment_softmax_kernel(const SegmentParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
+    segment_softmax_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t at, int64_t, int64_t from) {
     Unit<A, V> x = load_unit<V>(static_cast<const T*>(p.src) + at);
@@ -245,7 +247,7 @@ __global__ void __launch_bounds__(kBlockThreads) segment_softmax_kernel(const Se
 
 // out * (grad - sum over the segment of out * grad), where out is the result of forward, in src
 template <class T, int V>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kSegmentBlocks)
     segment_softmax_backward_kernel(const SegmentParams p) {
   using A = acc_t<T>;
   for_units<T, V>(p, [&](int64_t at, int64_t, int64_t from) {

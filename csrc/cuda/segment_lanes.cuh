@@ -7,6 +7,13 @@
 
 namespace kgrec::cuda {
 
+// Blocks of a multiprocessor at once, at least. Where nothing is said, the compiler may spill a few
+// registers for another block.
+constexpr int kSegmentBlocks = 4;
+// Exponentials of doubles take more registers than that leaves.
+template <class T>
+constexpr int kSoftmaxBlocks = sizeof(acc_t<T>) == sizeof(double) ? 2 : kSegmentBlocks;
+
 template <class A, int V>
 struct Unit {
   A data[V];

@@ -124,6 +124,16 @@ struct LaneValues {
   KGREC_DEVICE const A* operator[](int v) const { return data[v]; }
 };
 
+template <class T, class C>
+KGREC_DEVICE LaneValues<C, acc_t<T>> lane_values(const C& columns, const T* row) {
+  LaneValues<C, acc_t<T>> values;
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    columns.read(row, v, values[v]);
+  }
+  return values;
+}
+
 // -- Edges -----------------------------------------------------------------------------------
 
 // What a group of lanes has of a row: all of a short one, its part of a long one or of a chunk.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import pytest
 import torch
 from emulator import ORDERS, recording, run, run_sanitized
 from graph_args import column_arguments, row_arguments
+from graph_cases import BINS, DTYPES, EPS, SMALL, same_bits, sums, values
+from graph_helpers import CASES, operands, random_mask
 from torch import Tensor
 
 from kgrec_fast import RelGraph
@@ -18,43 +19,8 @@ from kgrec_fast.cuda_plan import CHUNK, SHORT_ROW
 from kgrec_fast.ops.relation_mean import relation_mean_reference
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate_reference
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
-from graph_helpers import CASES, Case, operands, random_mask
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
 # Sums of at most 64 edges, then of those: so many roundings at most.
 TERMS = 128
-
-
-def _all_bins() -> Case:
-    """Rows and columns in each bin, hubs of three chunks among them."""
-    generator = torch.Generator().manual_seed(3)
-    edges = torch.randint(40, (2, 7000), generator=generator)
-    edges[0, : 2 * CHUNK + 200] = 7
-    edges[1, CHUNK : 3 * CHUNK + 200] = 11
-    edges[:, -1000:] = edges[:, -1000:] % 30
-    few = torch.stack([torch.arange(300) % 60 + 40, torch.arange(300) % 50 + 40])
-    types = torch.randint(6, (7300,), generator=generator)
-    return Case(torch.cat([edges, few], 1), types, 105, 95, 6)
-
-
-BINS = _all_bins()
-SMALL = CASES["bipartite"]
-
-
-def sums(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    as_bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[one.element_size()]
-    return torch.equal(one.view(as_bits), other.view(as_bits))
 
 
 def aggregate(

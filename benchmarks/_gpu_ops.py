@@ -1,0 +1,331 @@
+"""The ops that `gpu_kernels` measures: operands, the usual composition, the least traffic.
+
+The least number of bytes gives no credit for caches: every row that an edge names is read once for
+that edge. What is read or written once a row, a run or a relation is counted as often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import baselines
+from kgrec_fast import ops
+from kgrec_fast.graph import RelGraph
+from kgrec_fast.models.reference import EdgeFunctions
+from kgrec_fast.ops.random import random_bits, random_bits_reference
+
+WIDTH, HEADS = 64, 2
+HEAD_SHAPE = (-1, HEADS, WIDTH // HEADS)
+DROPOUT = 0.1
+SCATTERED = "torch_scatter+pyg"
+REFERENCE = "reference ops (torch)"
+
+LEGEND = {
+    "E": "edges",
+    "N": "rows: nodes that may be heads",
+    "n": "rows with an edge",
+    "M": "columns: nodes that may be tails",
+    "K": "runs of edges with equal head and relation, in row order",
+    "L": "runs of edges with equal tail and relation, in column order",
+    "R": "relations",
+    "D": "width of a row",
+    "H": "attention heads",
+    "s": "bytes of an element",
+    "a": "bytes of a number that is summed up (4; 8 for float64)",
+}
+
+
+def names_of(graph: RelGraph, dtype: torch.dtype) -> dict[str, int]:
+    """The value of every name of `LEGEND`."""
+
+    def runs(ids: Tensor, relations: Tensor) -> int:
+        if ids.numel() == 0:
+            return 0
+        return 1 + int(((ids.diff() != 0) | (relations.diff() != 0)).sum())
+
+    colptr, _, col_rel, _, _ = graph.columns()
+    tails = torch.arange(graph.num_cols, device=graph.device).repeat_interleave(colptr.diff())
+    return {
+        "E": graph.num_edges,
+        "N": graph.num_rows,
+        "n": int((graph.rowptr.diff() > 0).sum()),
+        "M": graph.num_cols,
+        "K": runs(graph.head, graph.rel),
+        "L": runs(tails, col_rel),
+        "R": graph.num_relations,
+        "D": WIDTH,
+        "H": HEADS,
+        "s": dtype.itemsize,
+        "a": 8 if dtype == torch.float64 else 4,
+    }
+
+
+def least_bytes(formula: str, names: Mapping[str, int]) -> int:
+    """The value of a formula over the names of `LEGEND`."""
+    return int(eval(formula, {"__builtins__": {}}, dict(names)))
+
+
+Call = Callable[..., Any]
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class MeasuredOp:
+    """An op, called with its leaves alone.
+
+    Attributes:
+        name: For the report.
+        leaves: Shapes of the floating operands.
+        ours, reference: The op and its plain PyTorch reference.
+        usual: What is usually done instead, the baseline.
+        baseline: The name of `usual`.
+        forward, backward: Formulas of the least bytes; no backward where there is no gradient.
+    """
+
+    name: str
+    leaves: Shapes
+    ours: Call
+    reference: Call
+    usual: Call
+    baseline: str
+    forward: str
+    backward: str | None = None
+
+
+def measured_ops(graph: RelGraph, functions: EdgeFunctions | None) -> list[MeasuredOp]:
+    """Every op on a graph with as many rows as columns, D = 64 and two heads.
+
+    Args:
+        graph: On the device.
+        functions: torch_scatter's and PyG's, or None: then references are the baseline.
+    """
+    usual = _Usual(graph, functions or EdgeFunctions())
+    found = [*_on_graphs(graph, usual), *_on_rows(graph, usual)]
+    if functions is None:
+        found = [replace(op, usual=op.reference, baseline=REFERENCE) for op in found]
+    return [*found, *_on_nodes(graph)]
+
+
+class _Usual:
+    """Each op as it is usually written: gather by edge, compute, scatter."""
+
+    def __init__(self, graph: RelGraph, functions: EdgeFunctions) -> None:
+        # In the graph's own order: that of an edge list is to be nobody's disadvantage.
+        self.head, self.tail, self.types = (t.long() for t in (graph.head, graph.col, graph.rel))
+        self.order = graph.perm.long()
+        self.rows, self.functions = graph.num_rows, functions
+
+    def projected_attention(self, x: Tensor, weight: Tensor, relation: Tensor) -> Tensor:
+        edges = torch.stack([self.head, self.tail])
+        return baselines.relation_attention(
+            x, weight, relation, edges, self.types, HEADS, self.functions
+        )
+
+    def relation_attention(self, query: Tensor, value: Tensor, relation: Tensor) -> Tensor:
+        rel = relation[self.types]
+        score = (query[self.head] * query[self.tail] * rel).view(HEAD_SHAPE).sum(-1)
+        weight = self.softmax(score / math.sqrt(HEAD_SHAPE[2]))
+        message = (value[self.tail] * rel).view(HEAD_SHAPE) * weight.unsqueeze(-1)
+        return self.sum(message.view(-1, WIDTH))
+
+    def rationale_scores(self, query: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
+        product = query[self.head] * query[self.tail] * relation[self.types]
+        logit = product.view(HEAD_SHAPE).sum(-1).mean(-1) / math.sqrt(HEAD_SHAPE[2])
+        degree = torch.bincount(self.head, minlength=self.rows).to(logit.dtype)
+        return self.softmax(logit) * degree[self.head], logit
+
+    def relation_mean(self, x: Tensor, relation: Tensor) -> Tensor:
+        return self.mean(x[self.tail] * relation[self.types])
+
+    def weighted_aggregate(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self.sum(x[self.tail] * weight[self.order].unsqueeze(1))
+
+    def weighted_aggregate_transposed(self, x: Tensor, weight: Tensor) -> Tensor:
+        message = x[self.head] * weight[self.order].unsqueeze(1)
+        return self.functions.scatter_sum(message, self.tail, dim=0, dim_size=self.rows)
+
+    def sum(self, src: Tensor, index: Tensor | None = None) -> Tensor:
+        index = self.head if index is None else index
+        return self.functions.scatter_sum(src, index, dim=0, dim_size=self.rows)
+
+    def mean(self, src: Tensor, index: Tensor | None = None) -> Tensor:
+        index = self.head if index is None else index
+        return self.functions.scatter_mean(src, index, dim=0, dim_size=self.rows)
+
+    def softmax(self, src: Tensor, index: Tensor | None = None) -> Tensor:
+        index = self.head if index is None else index
+        return self.functions.softmax(src, index, num_nodes=self.rows)
+
+
+def _op(
+    name: str,
+    leaves: Shapes,
+    arguments: Callable[..., tuple],
+    usual: Call,
+    forward: str,
+    backward: str | None = None,
+    *,
+    function: str | None = None,
+    baseline: str = SCATTERED,
+    **named: Any,
+) -> MeasuredOp:
+    """An op of `kgrec_fast.ops`, `function` where it has not the name for the report."""
+
+    def calling(suffix: str) -> Call:
+        op = getattr(ops, (function or name) + suffix)
+        return lambda *x: op(*arguments(*x), **named)
+
+    ours, reference = calling(""), calling("_reference")
+    return MeasuredOp(name, leaves, ours, reference, usual, baseline, forward, backward)
+
+
+ATTENTION = "E*(2*D*s + 8) + K*D*s + n*D*s + N*(D*s + H*a + 8)"
+ATTENTION_BACKWARD = (
+    "E*(4*D*s + 16 + 2*H*a) + (K + L)*D*s + n*(3*D*s + H*a) + N*(D*s + 8) + M*(3*D*s + 8) + R*D*s"
+)
+
+
+def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
+    nodes, relation = (graph.num_rows, WIDTH), (graph.num_relations, WIDTH)
+    edges = (graph.num_edges,)
+    return [
+        _op(
+            "relation_attention",
+            (nodes, nodes, relation),
+            lambda *x: (*x, graph, HEADS),
+            usual.relation_attention,
+            ATTENTION,
+            ATTENTION_BACKWARD,
+        ),
+        _op(
+            "projected_attention",
+            (nodes, (WIDTH, WIDTH), relation),
+            lambda *x: (*x, graph, HEADS),
+            usual.projected_attention,
+            f"{ATTENTION} + 2*N*D*s + D*D*s",
+            f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s",
+        ),
+        _op(
+            "rationale_scores",
+            (nodes, relation),
+            lambda *x: (*x, graph, HEADS),
+            usual.rationale_scores,
+            "E*(D*s + 8 + 2*a) + K*D*s + n*D*s + N*8",
+            edge_order="row",
+        ),
+        _op(
+            "relation_mean",
+            (nodes, relation),
+            lambda *x: (*x, graph),
+            usual.relation_mean,
+            "E*(D*s + 8) + K*D*s + N*(D*s + a + 8)",
+            "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + R*D*s",
+        ),
+        _op(
+            "weighted_aggregate",
+            (nodes, edges),
+            lambda *x: (*x, graph),
+            usual.weighted_aggregate,
+            "E*(D*s + 4 + a) + N*(D*s + 8)",
+            "E*(2*D*s + 12 + 2*a) + n*D*s + N*8 + M*(D*s + 8)",
+        ),
+        _op(
+            "weighted_aggregate, transposed",
+            (nodes, edges),
+            lambda *x: (*x, graph, True),
+            usual.weighted_aggregate_transposed,
+            "E*(D*s + 8 + a) + M*(D*s + 8)",
+            "E*(2*D*s + 8 + 2*a) + n*D*s + N*(D*s + 16)",
+            function="weighted_aggregate",
+        ),
+    ]
+
+
+def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
+    """Segment and scatter ops: the same sums of edge tensors, by pointers or by an index.
+
+    The index is in the caller's order of edges. Backward reads a row a segment, or, by an index, a
+    row an edge.
+    """
+    rows, index = graph.num_rows, graph.edge_index[0]
+    wide, narrow = ((graph.num_edges, WIDTH),), ((graph.num_edges, HEADS),)
+    summed = "E*D*s + N*D*s"
+    found = []
+    for kind in ("sum", "mean"):
+        by_hand = getattr(usual, kind)
+        found += [
+            _op(
+                f"segment_{kind}",
+                wide,
+                lambda x: (x, graph.rowptr),
+                by_hand,
+                f"{summed} + N*8",
+                f"{summed} + N*8",
+            ),
+            _op(
+                f"scatter_{kind}",
+                wide,
+                lambda x: (x, index, 0, None, rows),
+                partial(by_hand, index=index),
+                f"{summed} + E*8",
+                "2*E*D*s + E*8",
+            ),
+        ]
+    return [
+        *found,
+        _op(
+            "segment_softmax",
+            narrow,
+            lambda x: (x, graph.rowptr),
+            usual.softmax,
+            "2*E*H*s + N*8",
+            "3*E*H*s + N*8",
+        ),
+        _op(
+            "scatter_softmax",
+            narrow,
+            lambda x: (x, index, None, rows),
+            partial(usual.softmax, index=index),
+            "2*E*H*s + E*8",
+            "3*E*H*s + E*8",
+        ),
+    ]
+
+
+def _dropout(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    y = F.normalize(F.dropout(x, DROPOUT))
+    return y, residual + y
+
+
+def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
+    """What looks at no edge; torch has something of its own for it."""
+    nodes, count = (graph.num_rows, WIDTH), graph.num_rows * WIDTH
+    rng = torch.tensor([20, 26], device=graph.device)
+    return [
+        _op(
+            "dropout_normalize_add",
+            (nodes, nodes),
+            lambda *x: (*x, DROPOUT, rng),
+            _dropout,
+            "4*N*D*s + N*a",
+            "4*N*D*s + N*a",
+            baseline="torch: dropout, normalize, add",
+        ),
+        MeasuredOp(
+            "random_bits",
+            (),
+            lambda: random_bits(rng, 0, count),
+            lambda: random_bits_reference(rng, 0, count),
+            lambda: torch.randint(2**32, (count,), device=graph.device),
+            "torch: randint",
+            "8*N*D",
+        ),
+    ]

@@ -1,0 +1,43 @@
+"""What the tests of kernels on graphs share."""
+
+from __future__ import annotations
+
+import torch
+from graph_helpers import CASES, Case
+from torch import Tensor
+
+from kgrec_fast.cuda_plan import CHUNK
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
+
+
+def _all_bins() -> Case:
+    """Rows and columns in each bin, hubs of three chunks among them."""
+    generator = torch.Generator().manual_seed(3)
+    edges = torch.randint(40, (2, 7000), generator=generator)
+    edges[0, : 2 * CHUNK + 200] = 7
+    edges[1, CHUNK : 3 * CHUNK + 200] = 11
+    edges[:, -1000:] = edges[:, -1000:] % 30
+    few = torch.stack([torch.arange(300) % 60 + 40, torch.arange(300) % 50 + 40])
+    types = torch.randint(6, (7300,), generator=generator)
+    return Case(torch.cat([edges, few], 1), types, 105, 95, 6)
+
+
+BINS = _all_bins()
+SMALL = CASES["bipartite"]
+
+
+def sums(dtype: torch.dtype) -> torch.dtype:
+    """The type that values of `dtype` are added up in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    as_bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[one.element_size()]
+    return torch.equal(one.view(as_bits), other.view(as_bits))

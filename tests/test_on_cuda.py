@@ -1,0 +1,344 @@
+"""Every op on a CUDA device, against float64 on the CPU, and what only a device can show.
+
+Skipped where there is no GPU. KGREC_FAST_TEST_DEVICE=cpu runs the same tests on the CPU kernels,
+which shows that the tests themselves are right; streams and captures are skipped then.
+KGREC_FAST_TEST_DEVICE=cuda makes the absence of a GPU an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from op_inputs import HEADS, OPS, RNG, Inputs, assert_right, assert_same, upstream
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kgrec_fast import InteractionGraph, RelGraph, _library, ops
+from kgrec_fast.models import KGRec, StepMasks
+from kgrec_fast.ops.random import Stream, random_bits, random_bits_reference
+
+sys.path.insert(0, str(Path(__file__).parent / "ops"))
+from graph_helpers import CASES, assert_as_good_as
+
+ASKED = os.environ.get("KGREC_FAST_TEST_DEVICE", "")
+# Clock cycles for which a stream is held up: some tens of milliseconds.
+DELAY = 50_000_000
+
+
+@pytest.fixture(scope="module")
+def device() -> torch.device:
+    """The device under test, on which native kernels must be there: else nothing is tested."""
+    found = torch.device(ASKED or "cuda")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        if ASKED:
+            pytest.fail(f"KGREC_FAST_TEST_DEVICE is {ASKED}, but torch sees no CUDA device")
+        pytest.skip("torch sees no CUDA device (KGREC_FAST_TEST_DEVICE=cpu tests the CPU instead)")
+    if not _library.is_native(found):
+        missing = sorted({*_library.op_names()} - {*_library.cuda_op_names()})
+        pytest.fail(f"ops would run as references: {_library.CUDA.error or missing}")
+    return found
+
+
+@pytest.fixture
+def cuda(device: torch.device) -> torch.device:
+    """For what exists on CUDA alone."""
+    if device.type != "cuda":
+        pytest.skip("streams and graph capture exist on CUDA only")
+    return device
+
+
+# -- values and gradients -------------------------------------------------------------------------
+
+
+def _table() -> list[Any]:
+    """Every op on every case, masked where it takes a mask."""
+    return [
+        pytest.param(name, case, masked, id=f"{name}-{case}-{'masked' if masked else 'whole'}")
+        for name, op in OPS.items()
+        for case in CASES
+        for masked in ((False, True) if op.masked else (False,))
+    ]
+
+
+each_op = pytest.mark.parametrize("name", OPS)
+
+
+@pytest.mark.parametrize(("name", "case", "masked"), _table())
+def test_float32(name: str, case: str, masked: bool, device: torch.device) -> None:
+    assert_right(Inputs.make(name, CASES[case], masked), device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@each_op
+def test_other_types(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    for case in ("bipartite", "hub row"):
+        inputs = Inputs.make(name, CASES[case], OPS[name].masked, dtype)
+        assert_right(inputs, device)
+
+
+@each_op
+def test_strided_operands(name: str, device: torch.device) -> None:
+    """Rows at a distance, and at places that no vector load may read; columns first."""
+    inputs = Inputs.make(name, CASES["bipartite"], OPS[name].masked)
+    there = inputs.to(device)
+    for view in (
+        lambda x: torch.cat([x.new_zeros(*x.shape[:-1], 5), x], -1)[..., 5:],
+        lambda x: torch.stack([x, x.new_zeros(x.shape)], -1)[..., 0],
+        lambda x: x.t().contiguous().t(),
+    ):
+        leaves = [view(x) for x in there.leaves]
+        assert not leaves[0].is_contiguous()
+        assert_right(inputs, device, dataclasses.replace(there, leaves=leaves).run())
+
+
+@each_op
+def test_gradients_that_are_broadcast(name: str, device: torch.device) -> None:
+    inputs = Inputs.make(name, CASES["bipartite"])
+    if not inputs.op.differentiable:
+        pytest.skip("has no gradient")
+    there = inputs.to(device)
+    ones = [x.new_ones(()).expand(x.shape) for x in there.outputs()]
+    assert_same(there.run(grads=ones), there.run(grads=[x.contiguous() for x in ones]))
+
+
+SORTED = pytest.param(
+    "duplicates",
+    marks=pytest.mark.xfail(
+        ASKED == "cpu",
+        raises=RuntimeError,
+        strict=True,
+        reason="for a sorted index the CPU op returns a view, which scatter_mean divides in place",
+    ),
+)
+
+
+@pytest.mark.parametrize("case", ["bipartite", "hub row", SORTED])
+def test_gradient_of_scatter_mean(case: str, device: torch.device) -> None:
+    inputs = Inputs.make("scatter_mean", CASES[case])
+    op = dataclasses.replace(inputs.op, differentiable=True)
+    assert_right(dataclasses.replace(inputs, op=op), device)
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, 4096, 100_003])
+def test_random_bits_are_those_of_the_reference(n: int, device: torch.device) -> None:
+    for rng in (RNG, (-1, 2**32 - 1), (0, 0)):
+        there = random_bits(torch.tensor(rng, device=device), Stream.ITEM_MESSAGE, n)
+        assert torch.equal(
+            there.cpu(), random_bits_reference(torch.tensor(rng), Stream.ITEM_MESSAGE, n)
+        )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_are_the_same_built_there_or_moved(case: str, device: torch.device) -> None:
+    given = CASES[case]
+    moved = given.build().to(device)
+    built = dataclasses.replace(
+        given, edge_index=given.edge_index.to(device), edge_type=given.edge_type.to(device)
+    ).build()
+    for columns in (False, True):
+        assert_same(built.tensors(columns, plan=True), moved.tensors(columns, plan=True))
+
+
+# -- the kernels that run -------------------------------------------------------------------------
+
+
+class _Recorder(TorchDispatchMode):
+    """Names of the ops of the library that were called, with the devices of their operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, str]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        namespace, _, name = func.name().partition("::")
+        if namespace == "kgrec_fast":
+            operand = next(x for x in args if isinstance(x, Tensor))
+            self.seen.add((name, operand.device.type))
+        return func(*args, **(kwargs or {}))
+
+
+def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
+    recorder = _Recorder()
+    with recorder:
+        for name in OPS:
+            Inputs.make(name, CASES["bipartite"], OPS[name].masked).to(device).run()
+        random_bits(torch.tensor(RNG, device=device), 0, 8)
+    called = {name for name, where in recorder.seen if where == device.type}
+    assert called == set(_library.op_names())
+    if device.type == "cuda":
+        assert _library.cuda_is_complete()
+        assert set(_library.cuda_op_names()) == called
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@each_op
+def test_repeated_runs_are_bit_equal(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    inputs = Inputs.make(name, CASES["hub row"], OPS[name].masked, dtype).to(device)
+    first = inputs.run()
+    for _ in range(3):
+        assert_same(inputs.run(), first)
+
+
+# -- streams and captures -------------------------------------------------------------------------
+
+
+def warm_up(inputs: Inputs, grads: list[Tensor] | None = None) -> None:
+    """Makes what is made once (orders of the graph, the library's handles), off the main stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        inputs.run(grads=grads)
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@each_op
+def test_another_stream(name: str, cuda: torch.device) -> None:
+    """Operands that are written late on a side stream: who launches elsewhere reads zeros."""
+    source = Inputs.make(name, CASES["hub row"], OPS[name].masked).to(cuda)
+    wanted = source.run()
+    late = dataclasses.replace(source, leaves=[torch.zeros_like(x) for x in source.leaves])
+    grads = upstream(source.outputs())
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(DELAY)
+        for to, x in zip(late.leaves, source.leaves, strict=True):
+            to.copy_(x)
+        found = late.run(grads=grads)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert_same(found, wanted)
+
+
+@each_op
+def test_capture_and_replay(name: str, cuda: torch.device) -> None:
+    """Forward and backward in one CUDA graph, replayed on values that were not there before."""
+    inputs = Inputs.make(name, CASES["hub row"], OPS[name].masked).to(cuda)
+    grads = upstream(inputs.outputs())
+    if inputs.mask is not None:
+        mask = inputs.graph.edge_mask(inputs.mask)
+        inputs = dataclasses.replace(inputs, mask=mask)  # type: ignore[arg-type]
+    warm_up(inputs, grads)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = inputs.run(grads=grads)
+    for scale in (1.0, 0.5):
+        for x in inputs.leaves:
+            x.mul_(scale)
+        graph.replay()
+        assert_same(found, inputs.run(grads=grads))
+
+
+def chain(inputs: Inputs, rng: Tensor) -> list[Tensor]:
+    """Two hops of attention with message dropout, their residual, and its gradients."""
+    leaves = [x.detach().requires_grad_() for x in inputs.leaves]
+    x, weight, relation = leaves
+    rows = inputs.graph.num_rows
+    message, residual = x, x[:rows]
+    for hop in range(2):
+        padded = torch.cat([message[:rows], x[rows:]])
+        out = ops.projected_attention(padded, weight, relation, inputs.graph, HEADS, inputs.mask)
+        message, residual = ops.dropout_normalize_add(
+            out, residual, 0.3, rng, int(Stream.ENTITY_MESSAGE) + hop
+        )
+    return [residual.detach(), *torch.autograd.grad(residual.square().sum(), leaves)]
+
+
+def test_capture_of_a_chain_draws_anew_at_replay(cuda: torch.device) -> None:
+    inputs = Inputs.make("projected_attention", CASES["self-loops"]).to(cuda)
+    rng = torch.tensor(RNG, device=cuda)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        chain(inputs, rng)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain(inputs, rng)
+        rng[1].add_(1)
+    seen = []
+    for step in range(3):
+        graph.replay()
+        expected = chain(inputs, torch.tensor((RNG[0], RNG[1] + step), device=cuda))
+        assert_same(found, expected)
+        seen.append(found[0].clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
+
+
+# -- a training step ------------------------------------------------------------------------------
+
+
+def small_model() -> KGRec:
+    """Users, items and other entities, with hubs; weights that make every loss count."""
+    generator = torch.Generator().manual_seed(12)
+
+    def ids(high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), generator=generator)
+
+    edge_index = torch.stack([ids(90, 3000), ids(200, 3000)])
+    edge_index[0, :900] = 3
+    kg = RelGraph.from_edges(edge_index, ids(7, 3000), num_nodes=200, num_relations=7)
+    pairs = torch.randperm(60 * 50, generator=generator)[:700]
+    inter = InteractionGraph.from_edges(
+        torch.stack([pairs // 50, pairs % 50]), num_users=60, num_items=50
+    )
+    torch.manual_seed(13)
+    return KGRec(60, 50, 200, 8, kg, inter, mae_msize=32, mae_coef=1.0, cl_coef=1.0)
+
+
+def batch_on(device: torch.device) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(14)
+    highs = {"user_id": 60, "item_id": 50, "neg_item_id": 50}
+    return {n: torch.randint(h, (64,), generator=generator).to(device) for n, h in highs.items()}
+
+
+def masks_on(masks: StepMasks, device: torch.device) -> StepMasks:
+    moved = {f.name: getattr(masks, f.name).to(device) for f in dataclasses.fields(masks)}
+    return StepMasks(**moved)
+
+
+def training_step(model: KGRec, masks: StepMasks) -> list[Tensor]:
+    """The loss, all gradients, and all parameters after a step of plain gradient descent."""
+    device = model.inter_weight.device
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loss = model.calculate_loss(batch_on(device), masks_on(masks, device))
+    loss.backward()
+    grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    optimizer.step()
+    return [loss.detach(), *grads, *(p.detach() for p in model.parameters())]
+
+
+def test_training_step_is_that_of_the_cpu(device: torch.device) -> None:
+    model = small_model()
+    masks = model.draw_masks()
+    exact = training_step(copy.deepcopy(model).double(), masks)
+    there = copy.deepcopy(model).double().to(device)
+    for ours, wanted in zip(training_step(there, masks), exact, strict=True):
+        torch.testing.assert_close(ours.cpu(), wanted, rtol=1e-9, atol=1e-11)
+    with ops.use_reference():
+        theirs = training_step(copy.deepcopy(model), masks)
+    found = training_step(copy.deepcopy(model).to(device), masks)
+    assert len(found) == 1 + 2 * len(list(model.parameters()))
+    for ours, plain, wanted in zip(found, theirs, exact, strict=True):
+        assert_as_good_as(ours.cpu(), plain, wanted)
+
+
+def test_training_step_draws_its_own_masks(device: torch.device) -> None:
+    model = small_model().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = model.calculate_loss(batch_on(device))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert len(set(losses)) == 3

@@ -2,9 +2,9 @@
 
     python -m benchmarks.kernel_traffic [--rows N] [--json FILE]
 
-The kernels of csrc/cuda run on the emulator of tests/cuda, which counts the distinct 32-byte sectors
-that each warp asks for at each access. No caches: a sector is counted each time that it is asked for.
-Results are compared with the least that each pass could do:
+The kernels of csrc/cuda run on the emulator of tests/cuda, which counts the distinct 32-byte
+sectors that each warp asks for at each access. No caches: a sector is counted each time that it is
+asked for. Results are compared with the least that each pass could do:
 
     forward   per unmasked edge a row each of Q and X, per run a row of Rel, per non-empty row Q, O
               and the log-sum-exp
@@ -15,9 +15,10 @@ Results are compared with the least that each pass could do:
               column dX written, dQ read and written
 
 plus the bytes of ids, relations, positions and masks, over 32. A run is a stretch of unmasked edges
-of one row (column) and relation. The rows of O, dQ and the shares are of float32
-where Q is of a half type, as they are in memory. What the row pass writes for others (16 bytes an edge, a row a run)
-is not part of its least. With a mask that weighs more, for it is written of masked runs too.
+of one row (column) and relation. The rows of O, dQ and the shares are of float32 where Q is of a
+half type, as they are in memory. What the row pass writes for others (16 bytes an edge, a row a
+run) is not part of its least. With a mask that weighs more, for it is written of masked runs too:
+the limits are for graphs without one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from torch import Tensor
 from benchmarks import _harness
 from benchmarks.relation_attention import load
 from kgrec_fast import RelGraph
+from kgrec_fast.ops._common import accumulate_dtype
 
 sys.path.insert(0, str(_harness.ROOT / "tests" / "cuda"))
 import attention_calls as calls
@@ -81,7 +83,7 @@ def count_runs(ptr: Tensor, rel: Tensor, mask: Tensor | None) -> Counts:
 def least_sectors(name: str, c: Counts, dtype: torch.dtype, masked: bool) -> float:
     """The formulas above, in sectors."""
     row = WIDTH * dtype.itemsize / SECTOR
-    sums = calls.sums_dtype(dtype)
+    sums = accumulate_dtype(dtype)
     wide = WIDTH * sums.itemsize / SECTOR
     head = HEADS * sums.itemsize / SECTOR
     edge = (4 + 4 + masked) / SECTOR  # id, relation, mask

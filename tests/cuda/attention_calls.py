@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kgrec_fast import RelGraph
 from kgrec_fast.cuda_plan import MIN_WORKSPACE
+from kgrec_fast.ops._common import accumulate_dtype
 
 
 class Problem(NamedTuple):
@@ -30,10 +31,6 @@ class Gradients(NamedTuple):
     edge: Tensor  # [E, H, 2], row order: a_e and the gradient of its score
 
 
-def sums_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def not_written(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, math.nan, dtype=dtype)
 
@@ -41,8 +38,8 @@ def not_written(*shape: int, dtype: torch.dtype) -> Tensor:
 def attention(p: Problem, traffic: list[Traffic] | None = None, **how: Any) -> tuple[Tensor, ...]:
     """out and lse, in the type of sums; what was counted is added to `traffic`."""
     dtype = p.query.dtype
-    out = not_written(p.graph.num_rows, p.query.size(1), dtype=sums_dtype(dtype))
-    lse = not_written(p.graph.num_rows, p.num_heads, dtype=sums_dtype(dtype))
+    out = not_written(p.graph.num_rows, p.query.size(1), dtype=accumulate_dtype(dtype))
+    lse = not_written(p.graph.num_rows, p.num_heads, dtype=accumulate_dtype(dtype))
     counted = run(
         "relation_attention",
         **row_arguments(p.graph, p.mask, relations=True),
@@ -75,7 +72,7 @@ def attention_backward(
     **how: Any,
 ) -> Gradients:
     """The row pass, then the column pass. grad_out is of the type of query."""
-    dtype, sums, width = p.query.dtype, sums_dtype(p.query.dtype), p.query.size(1)
+    dtype, sums, width = p.query.dtype, accumulate_dtype(p.query.dtype), p.query.size(1)
     graph, heads = p.graph, p.num_heads
     operands = {
         "dtype": dtype,
@@ -123,3 +120,31 @@ def attention_backward(
     # Nodes that are no tail.
     rest = from_rows[graph.num_cols :].to(dtype)
     return Gradients(torch.cat([grad_query, rest]), grad_value, grad_relation, edge_grad)
+
+
+def relation_gradient(
+    p: Problem,
+    grad_out: Tensor,
+    inverse_count: Tensor,
+    *,
+    in_shared: bool,
+    min_workspace: int = MIN_WORKSPACE,
+    **how: Any,
+) -> Tensor:
+    """Of a relation mean of the values, in the type of sums."""
+    result = torch.zeros(
+        p.graph.num_relations, p.value.size(1), dtype=accumulate_dtype(p.value.dtype)
+    )
+    run(
+        "relation_grad",
+        **row_arguments(p.graph, p.mask, relations=True),
+        **run_arguments(p.graph, min_workspace),
+        in_shared=in_shared,
+        dtype=p.value.dtype,
+        x=p.value,
+        left=grad_out,
+        left_scale=inverse_count,
+        grad_relation=result,
+        **how,
+    )
+    return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -59,6 +60,13 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
     read: Reader | None = None
     absent: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The command as one would type it."""
+        given = [f"{k}={v}" for k, v in self.environment.items() if k != "PYTHONPATH"]
+        words = ["python" if w == sys.executable else w for w in self.command or ()]
+        return shlex.join([*given, *words])
 
 
 def steps(folder: Path) -> list[Step]:
@@ -156,8 +164,7 @@ def run_step(step: Step, limit: float) -> dict[str, Any]:
         "exit_code": code,
         "seconds": round(time.perf_counter() - begin, 2),
         "limit_seconds": round(limit, 1),
-        "command": " ".join(step.command),
-        "environment": dict(step.environment),
+        "command": step.shown,
         "output_tail": tail,
     }
     try:

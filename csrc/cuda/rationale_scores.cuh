@@ -18,8 +18,8 @@ struct RowSoftmax {
   int32_t count = 0;     // of these
 };
 
-// Of edges begin + lane, begin + lane + lanes ..., whose logits this lane has written: of a masked
-// edge -inf, which adds nothing.
+// Of edges begin + lane, begin + lane + lanes ...: those whose logits this lane has written itself,
+// so that no lane waits for another. A masked one, -inf, adds nothing.
 template <class A>
 KGREC_DEVICE A
 sum_of_exponentials(const A* logits, int64_t begin, int64_t end, int lane, int lanes, A top) {
@@ -30,7 +30,7 @@ sum_of_exponentials(const A* logits, int64_t begin, int64_t end, int lane, int l
   return total;
 }
 
-// Of the same edges.
+// Of edges begin + lane, begin + lane + lanes ..., too.
 template <class A>
 KGREC_DEVICE void write_scores(
     const RationaleParams& p, int64_t begin, int64_t end, int lane, int lanes,

@@ -1,0 +1,312 @@
+"""What a GPU check does without one: it says so, counts bytes, and outlives steps that fail."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kgrec_fast import RelGraph, ops
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import _card, _gpu_ops, gpu_check, gpu_kernels
+from benchmarks.gpu_check import Step
+from kgrec_fast.models.reference import EdgeFunctions
+
+# -- without a GPU --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+@pytest.mark.parametrize("main", [gpu_check.main, gpu_kernels.main])
+@pytest.mark.parametrize(("cuda", "why"), [("13.0", "sees none"), (None, "was built without CUDA")])
+def test_one_sentence_and_exit_code_2(main, cuda, why, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == f"no NVIDIA GPU can be used here: torch {torch.__version__} {why}"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_budget_is_positive() -> None:
+    with pytest.raises(SystemExit, match="--budget is -1, expected a positive number"):
+        gpu_check.main(["--budget", "-1"])
+
+
+def test_tools_are_found_beside_the_toolkit(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert _card.tool("no-such-tool") is None
+    (tmp_path / "bin").mkdir()
+    there = tmp_path / "bin" / "some-tool"
+    there.write_text("#!/bin/sh\necho it answers\n")
+    assert _card.tool("some-tool") is None  # not executable
+    there.chmod(0o755)
+    assert _card.tool("some-tool") == str(there)
+    assert _card.answer_of([str(there)]) == "it answers"
+    assert _card.answer_of([str(tmp_path / "absent")]) is None
+    assert _card.answer_of(["false"]) is None
+
+
+def test_files_are_named_after_cards() -> None:
+    assert _card.file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3"
+    assert _card.file_name("GeForce RTX 4090 (Ti)") == "geforce-rtx-4090-ti"
+
+
+# -- steps ----------------------------------------------------------------------------------------
+
+
+def python(name: str, code: str, share: float = 0.25, **named) -> Step:
+    return Step(name, [sys.executable, "-c", code], share, **named)
+
+
+FAILING = [
+    python("fails", "import sys; print('last words'); sys.exit(3)"),
+    python("is killed", "import os; os.kill(os.getpid(), 9)"),
+    Step("is not there", ["/no/such/program"], 0.25),
+    Step("absent", None, 0.25, absent="there is no tool"),
+    python("cannot be read", "", read=lambda: json.loads("no json")),
+    python("works", "import os; print(os.environ['GIVEN'])", environment={"GIVEN": "from here"}),
+]
+
+
+def test_a_failing_step_is_recorded_and_the_others_run(capsys) -> None:
+    saved: list[list[str]] = []
+    results = gpu_check.run_steps(FAILING, 60, lambda r: saved.append(list(r)))
+    assert {name: r["status"] for name, r in results.items()} == {
+        "fails": "failed",
+        "is killed": "failed",
+        "is not there": "failed",
+        "absent": "absent",
+        "cannot be read": "passed",
+        "works": "passed",
+    }
+    assert results["fails"]["exit_code"] == 3
+    assert results["fails"]["output_tail"] == "last words\n"
+    assert "No such file" in results["is not there"]["output_tail"]
+    assert results["absent"]["output_tail"] == "there is no tool"
+    assert "JSONDecodeError" in results["cannot be read"]["unreadable"]
+    assert results["works"]["output_tail"] == "from here\n"
+    assert results["works"]["command"].startswith("'GIVEN=from here' python -c")
+    assert saved[0] == ["fails"]
+    assert saved[-1] == [step.name for step in FAILING]
+
+
+def test_a_step_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
+    alive = tmp_path / "alive"
+    child = f"import time; time.sleep(4); open({str(alive)!r}, 'w')"
+    slow = f"import subprocess, sys; print('begun', flush=True); \
+subprocess.run([sys.executable, '-c', {child!r}])"
+    begin = time.perf_counter()
+    chosen = [python("slow", slow, 0.5), python("next", "print('runs')", 0.5)]
+    results = gpu_check.run_steps(chosen, 4.0, lambda _: None)
+    assert time.perf_counter() - begin < 4.0
+    assert results["slow"]["status"] == "timed out"
+    assert results["slow"]["exit_code"] is None
+    assert results["slow"]["output_tail"] == "begun\n"
+    assert results["next"]["status"] == "passed"
+    time.sleep(2.5)
+    assert not alive.exists()
+
+
+def test_what_a_step_leaves_over_goes_to_the_next() -> None:
+    chosen = [python("quick", "", 0.25), python("next", "", 0.25), python("last", "", 0.5)]
+    results = gpu_check.run_steps(chosen, 100, lambda _: None)
+    limits = [r["limit_seconds"] for r in results.values()]
+    assert limits[0] == pytest.approx(25, abs=0.2)
+    assert 40 < limits[1] <= 50
+    assert 85 < limits[2] <= 100
+
+
+def test_only_the_end_of_long_output_is_kept() -> None:
+    result = gpu_check.run_step(python("talks", "print('x' * 10**6 + 'end')"), 30)
+    assert result["output_tail"].endswith("xend\n")
+    assert len(result["output_tail"]) == gpu_check.TAIL
+
+
+REPORT = """<testsuites><testsuite>
+<testcase name="test_a[1]"/>
+<testcase name="test_b"><failure message="first line&#10;second">long</failure></testcase>
+<testcase name="test_c"><error message="no card"/></testcase>
+<testcase name="test_d"><skipped message="not here"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_outcomes_of_tests(tmp_path: Path) -> None:
+    path = tmp_path / "report.xml"
+    assert gpu_check.outcomes(path) == {}
+    path.write_text(REPORT)
+    bad = {"test_b": "failed: first line", "test_c": "error: no card"}
+    counts = {"passed": 1, "failed": 1, "error": 1, "skipped": 1}
+    assert gpu_check.outcomes(path) == {"counts": counts, "results": bad}
+    every = {"test_a[1]": "passed", "test_d": "skipped: not here"} | bad
+    assert gpu_check.outcomes(path, every=True)["results"] == every
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were one."""
+    monkeypatch.setattr(_card, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(_card, "describe", lambda: {"name": "Card 1", "driver": "580.1"})
+    monkeypatch.setattr(_card, "capability", lambda: "9.0")
+
+
+@pytest.mark.usefixtures("card")
+def test_one_file_with_everything(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(gpu_check, "steps", lambda folder: FAILING)
+    out = tmp_path / "new" / "card.json"
+    assert gpu_check.main(["--out", str(out), "--budget", "60"]) == 1
+    content = json.loads(out.read_text())
+    assert content["card"] == {"name": "Card 1", "driver": "580.1"}
+    assert content["torch"] == torch.__version__
+    assert content["budget_seconds"] == 60
+    assert content["date"]
+    assert content["commit"]
+    assert list(content["steps"]) == [step.name for step in FAILING]
+    assert f"written to {out}" in capsys.readouterr().out
+
+    left = ["--skip", *(step.name for step in FAILING[:3])]
+    assert gpu_check.main(["--out", str(out), *left]) == 0
+    assert list(json.loads(out.read_text())["steps"]) == [step.name for step in FAILING[3:]]
+    with pytest.raises(SystemExit, match="--skip names nothing, expected some of fails, "):
+        gpu_check.main(["--out", str(out), "--skip", "nothing"])
+
+
+@pytest.mark.usefixtures("card")
+def test_steps_are_those_promised(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(_card, "tool", lambda name: None)
+    found = {step.name: step for step in gpu_check.steps(tmp_path)}
+    assert sum(step.share for step in found.values()) == pytest.approx(1)
+    assert found["build"].shown == (
+        "KGREC_FAST_CUDA=1 TORCH_CUDA_ARCH_LIST=9.0 python setup.py build_ext --inplace"
+    )
+    for name in ("memcheck", "racecheck"):
+        assert found[name].command is None
+        assert "compute-sanitizer is absent" in found[name].absent
+    monkeypatch.setattr(_card, "tool", lambda name: f"/tools/{name}")
+    found = {step.name: step for step in gpu_check.steps(tmp_path)}
+    for name in ("memcheck", "racecheck"):
+        assert (
+            f"/tools/compute-sanitizer --tool {name} --kernel-name kns=kgrec" in found[name].shown
+        )
+        assert "PYTORCH_NO_CUDA_MEMORY_CACHING=1" in found[name].shown
+    for name in ("tests", "streams and capture", "memcheck"):
+        assert found[name].environment["KGREC_FAST_TEST_DEVICE"] == "cuda"
+
+
+# -- bytes ----------------------------------------------------------------------------------------
+
+# Node 0 has three edges in two runs, node 2 has one; tails 0 and 2 have one edge, tail 1 has two.
+TINY = RelGraph.from_edges(
+    torch.tensor([[0, 2, 0, 0], [1, 0, 2, 1]]), torch.tensor([0, 0, 0, 1]), num_nodes=3
+)
+# Relations of rows 0 and 2 are read by run; a row of 64 numbers has 256 or 128 bytes.
+BYTES = {
+    # 4 edges: rows of Q and X, two ids; 3 runs; Q of 2 rows; 3 outputs, 2 log-sum-exps, pointers
+    ("relation_attention", "forward", 4): 4 * (512 + 8) + 3 * 256 + 2 * 256 + 3 * (256 + 8 + 8),
+    ("relation_attention", "forward", 2): 4 * (256 + 8) + 3 * 128 + 2 * 128 + 3 * (128 + 8 + 8),
+    # Rows: X and Q by edge, Rel by run, Q, dO, O and the log-sum-exp of 2 rows, dQ of 3.
+    # Columns: Q and dO by edge, 16 bytes each besides, Rel by run; dX written, dQ added to.
+    ("relation_attention", "backward", 4): (
+        4 * (512 + 8) + 3 * 256 + 2 * (768 + 8) + 3 * (256 + 8)
+        + 4 * (512 + 8 + 16) + 4 * 256 + 3 * (3 * 256 + 8) + 2 * 256
+    ),
+    ("rationale_scores", "forward", 4): 4 * (256 + 8 + 8) + 3 * 256 + 2 * 256 + 3 * 8,
+    ("relation_mean", "forward", 2): 4 * (128 + 8) + 3 * 128 + 3 * (128 + 4 + 8),
+    ("weighted_aggregate", "forward", 4): 4 * (256 + 4 + 4) + 3 * (256 + 8),
+    ("segment_sum", "forward", 4): 4 * 256 + 3 * 256 + 3 * 8,
+    ("scatter_sum", "backward", 4): 4 * (256 + 256 + 8),
+    ("segment_softmax", "backward", 2): 3 * 4 * 4 + 3 * 8,
+    ("dropout_normalize_add", "forward", 2): 4 * 3 * 128 + 3 * 4,
+    ("random_bits", "forward", 4): 3 * 64 * 8,
+}  # fmt: skip
+
+
+def test_names_of_a_tiny_graph() -> None:
+    names = _gpu_ops.names_of(TINY, torch.bfloat16)
+    expected = {"E": 4, "N": 3, "n": 2, "M": 3, "K": 3, "L": 4, "R": 2, "D": 64, "H": 2}
+    assert names == expected | {"s": 2, "a": 4}
+    assert set(names) == set(_gpu_ops.LEGEND)
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    empty = RelGraph.from_edges(nothing, nothing[0], num_nodes=2, num_relations=1)
+    assert _gpu_ops.names_of(empty, torch.float32)["K"] == 0
+
+
+@pytest.mark.parametrize(("key", "expected"), BYTES.items(), ids=str)
+def test_least_bytes_are_those_counted_by_hand(key: tuple, expected: int) -> None:
+    name, direction, size = key
+    (op,) = (op for op in _gpu_ops.measured_ops(TINY, None) if op.name == name)
+    names = _gpu_ops.names_of(TINY, {2: torch.bfloat16, 4: torch.float32}[size])
+    assert _gpu_ops.least_bytes(getattr(op, direction), names) == expected
+
+
+def test_every_public_op_is_measured() -> None:
+    public = {name for name in ops.__all__ if f"{name}_reference" in ops.__all__}
+    measured = {op.name.partition(",")[0] for op in _gpu_ops.measured_ops(TINY, None)}
+    assert measured == public | {"random_bits"}
+
+
+# -- measuring ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [op.name for op in _gpu_ops.measured_ops(TINY, None)])
+def test_the_usual_way_computes_the_same(name: str) -> None:
+    (op,) = (op for op in _gpu_ops.measured_ops(TINY, EdgeFunctions()) if op.name == name)
+    if op.baseline.startswith("torch:"):
+        pytest.skip("random on either side")
+    leaves = gpu_kernels.operands(op, torch.device("cpu"), torch.float64)
+    found, wanted = (gpu_kernels.Side(f, leaves) for f in (op.usual, op.reference))
+    if op.backward is None:
+        torch.testing.assert_close(found.forward(), wanted.forward())
+    else:
+        torch.testing.assert_close(found.both(), wanted.both())
+
+
+def measure(folder: Path, *names: str) -> tuple[int, dict]:
+    path = folder / "kernels.json"
+    arguments = ["--device", "cpu", "--quick", "--json", str(path), "--threads", "1"]
+    code = gpu_kernels.main([*arguments, "--ops", *names])
+    return code, gpu_check.measurements(path)
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_kernels_are_measured(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    code, content = measure(tmp_path, "relation_attention", "rationale_scores", "random_bits")
+    assert code == 0
+    rows = content["rows"]
+    both = [("relation_attention", d) for d in ("forward", "backward")]
+    found = [(r["op"], r["direction"]) for r in rows if r["dtype"] == "float32"]
+    assert found == [*both, ("rationale_scores", "forward"), ("random_bits", "forward")]
+    assert {r["dtype"] for r in rows} == {"float32", "bfloat16"}
+    for row in rows:
+        assert 0 < row["seconds_q20"] <= row["seconds"] <= row["seconds_q80"]
+        assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
+        extra = row["extra"]
+        assert extra["bytes_per_second"] == pytest.approx(extra["least_bytes"] / row["seconds"])
+        share = extra["bytes_per_second"] / content["copy_bytes_per_second"]
+        assert extra["of_copy"] == pytest.approx(share)
+    assert content["graph"]["E"] > 1000
+    assert content["failures"] == {}
+    assert "of copy" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("restore_threads")
+def test_a_wrong_op_is_not_timed_and_the_others_are(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    right = ops.segment_sum
+    monkeypatch.setattr(ops, "segment_sum", lambda *x: right(*x) * 1.1)
+    code, content = measure(tmp_path, "segment_sum", "segment_mean")
+    assert code == 1
+    assert {row["op"] for row in content["rows"]} == {"segment_mean"}
+    assert list(content["failures"]) == ["segment_sum, float32", "segment_sum, bfloat16"]
+    assert "differs by" in content["failures"]["segment_sum, float32"]

@@ -79,12 +79,14 @@ Usages = dict[Name, dict[str, Usage]]
 
 
 def name_of(demangled: str) -> Name:
-    """`void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64> >(...)`: x float32 64.
+    """`void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64, 16> >(...)`: x float32 64.
 
-    AnyShape reads any, other template arguments stay as they are.
+    Vectors of other than 16 bytes are said (32/8), AnyShape reads any, other template arguments stay
+    as they are.
     """
     text = re.sub(r"(\w+::)+", "", demangled.removeprefix("void "))
-    text = re.sub(r"RowShape<\w+, (\d+)>", r"\1", text).replace("AnyShape", "any")
+    text = re.sub(r"RowShape<\w+, (\d+), 16>", r"\1", text).replace("AnyShape", "any")
+    text = re.sub(r"RowShape<\w+, (\d+), (\d+)>", r"\1/\2", text)
     found = re.match(r"(\w+?)(?:_kernel)?(?:<(.*)>)?\(", text)
     if found is None:
         raise ValueError(f"{demangled!r} is not the signature of a kernel")

@@ -189,8 +189,13 @@ def test_launch_bounds_are_read() -> None:
     ("signature", "expected", "specialised"),
     [
         (
-            "void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64> >(kgrec::P)",
+            "void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64, 16> >(kgrec::P)",
             "x float32 64",
+            True,
+        ),
+        (
+            "void kgrec::cuda::x_kernel<kgrec::Half, kgrec::cuda::RowShape<kgrec::Half, 32, 8> >(int)",
+            "x float16 32/8",
             True,
         ),
         (

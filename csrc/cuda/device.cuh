@@ -92,10 +92,11 @@ KGREC_DEVICE T narrow(acc_t<T> x) {
 
 // -- Vectors ---------------------------------------------------------------------------------
 
-// 16 bytes of elements as they lie in memory: 4 float, 2 double, 8 of the half types.
-template <class T>
-struct alignas(kVectorBytes) Vec {
-  static constexpr int kSize = kVectorBytes / sizeof(T);
+// Elements as they lie in memory, 16 bytes unless said otherwise: 4 float, 2 double, 8 of the half
+// types.
+template <class T, int kSize_ = kVectorBytes / sizeof(T)>
+struct alignas(kSize_ * sizeof(T)) Vec {
+  static constexpr int kSize = kSize_;
   T data[kSize];
   KGREC_DEVICE T& operator[](int i) { return data[i]; }
   KGREC_DEVICE const T& operator[](int i) const { return data[i]; }
@@ -148,14 +149,18 @@ KGREC_DEVICE void store(V* p, const V& v KGREC_AT_CALLER) {
   *p = v;
 }
 
-// 16 bytes from p on.
-template <class T>
-KGREC_DEVICE Vec<T> load_vec(const T* p KGREC_AT_CALLER) {
-  return load(reinterpret_cast<const Vec<T>*>(p) KGREC_PASS_CALLER);
+// A vector from p on.
+template <int kSize, class T>
+KGREC_DEVICE Vec<T, kSize> load_elements(const T* p KGREC_AT_CALLER) {
+  return load(reinterpret_cast<const Vec<T, kSize>*>(p) KGREC_PASS_CALLER);
 }
 template <class T>
-KGREC_DEVICE void store_vec(T* p, const Vec<T>& v KGREC_AT_CALLER) {
-  store(reinterpret_cast<Vec<T>*>(p), v KGREC_PASS_CALLER);
+KGREC_DEVICE Vec<T> load_vec(const T* p KGREC_AT_CALLER) {
+  return load_elements<Vec<T>::kSize>(p KGREC_PASS_CALLER);
+}
+template <class T, int kSize>
+KGREC_DEVICE void store_vec(T* p, const Vec<T, kSize>& v KGREC_AT_CALLER) {
+  store(reinterpret_cast<Vec<T, kSize>*>(p), v KGREC_PASS_CALLER);
 }
 template <class T>
 KGREC_DEVICE Wide<T> load_wide(const T* p KGREC_AT_CALLER) {

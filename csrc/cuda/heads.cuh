@@ -12,9 +12,9 @@ template <class T, class S>
 struct HeadColumns;
 
 // All columns and all heads in one pass.
-template <class T, int kWidth>
-struct HeadColumns<T, RowShape<T, kWidth>> : LaneColumns<T, RowShape<T, kWidth>> {
-  using C = LaneColumns<T, RowShape<T, kWidth>>;
+template <class T, int kWidth, int kBytes>
+struct HeadColumns<T, RowShape<T, kWidth, kBytes>> : LaneColumns<T, RowShape<T, kWidth, kBytes>> {
+  using C = LaneColumns<T, RowShape<T, kWidth, kBytes>>;
   static constexpr bool kWhole = true;
   static constexpr int kStates = C::kVectors;  // a lane has columns of so many heads at most
 
@@ -124,10 +124,21 @@ KGREC_DEVICE void for_passes(int lane_of_group, int64_t width, int64_t num_heads
   }
 }
 
-// What serves a row by vectors: no vector is of two heads, and a group has a lane for each head.
-inline bool has_whole_vectors(DType dtype, int64_t width, int64_t num_heads) {
+// with_row_shape where a vector must not be of two heads, and a group has a lane for each head. Of
+// a half type, eight heads of 32 columns take vectors of half the size.
+template <class F>
+void with_head_shape(DType dtype, int64_t width, int64_t num_heads, bool aligned, F&& f) {
+  if (aligned && width == 32 && num_heads == 8) {
+    if (dtype == DType::bf16) {
+      return f(BFloat16{}, RowShape<BFloat16, 32, 8>{});
+    }
+    if (dtype == DType::f16) {
+      return f(Half{}, RowShape<Half, 32, 8>{});
+    }
+  }
   const int64_t vector = dtype == DType::f64 ? 2 : dtype == DType::f32 ? 4 : 8;
-  return width / num_heads % vector == 0 && num_heads <= 32 && num_heads * vector <= width;
+  const bool whole = width / num_heads % vector == 0 && num_heads <= kWarp;
+  with_row_shape(dtype, width, aligned && whole, f);
 }
 
 }  // namespace kgrec::cuda

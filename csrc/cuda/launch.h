@@ -33,12 +33,12 @@ inline Geometry grid_for(int64_t items, int64_t per_block) {
   return geometry;
 }
 
-// A row of kWidth elements in vectors of 16 bytes: kLanes lanes side by side with kVectors each,
-// the vectors of a lane kLanes apart, so that a load of the group is consecutive.
-template <class T, int kWidth_>
+// A row of kWidth elements in vectors of 16 bytes, or of kBytes: kLanes lanes side by side with
+// kVectors each, the vectors of a lane kLanes apart, so that a load of the group is consecutive.
+template <class T, int kWidth_, int kBytes = 16>
 struct RowShape {
   static constexpr int kWidth = kWidth_;
-  static constexpr int kSize = 16 / sizeof(T);
+  static constexpr int kSize = kBytes / sizeof(T);
   static constexpr int kLanes = std::min(32, kWidth / kSize);
   static constexpr int kVectors = kWidth / kSize / kLanes;
   static_assert(kLanes * kVectors * kSize == kWidth, "whole vectors");

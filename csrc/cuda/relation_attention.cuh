@@ -312,9 +312,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
 template <class Run>
 void launches_attention(const AttentionParams& p, Run&& run) {
   const bool aligned = is_aligned(p.query, p.dtype) && is_aligned(p.value, p.dtype) &&
-                       is_aligned(p.relation, p.dtype) &&
-                       has_whole_vectors(p.dtype, p.width, p.num_heads);
-  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+                       is_aligned(p.relation, p.dtype);
+  with_head_shape(p.dtype, p.width, p.num_heads, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);
     run(attention_kernel<T, S>, grid_for_shares<S>(p.plan), p);

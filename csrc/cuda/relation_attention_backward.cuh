@@ -279,8 +279,7 @@ void launches_attention_backward(const AttentionBackwardParams& params, Run&& ru
   AttentionBackwardParams p = params;
   const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
   const bool aligned = is_aligned(p.query, p.dtype) && is_aligned(p.value, p.dtype) &&
-                       is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, p.dtype) &&
-                       has_whole_vectors(p.dtype, p.width, p.num_heads);
+                       is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, p.dtype);
   AggregateParams hubs;  // their chunks are added up as those of any sum
   hubs.plan = p.plan;
   hubs.dtype = p.dtype;
@@ -288,7 +287,7 @@ void launches_attention_backward(const AttentionBackwardParams& params, Run&& ru
   hubs.wide_out = true;
   hubs.partial = p.partial;
   hubs.out = p.grad_query;
-  with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
+  with_head_shape(p.dtype, p.width, p.num_heads, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);
     const auto rows = [&](const RelationSums& at) {

@@ -17,9 +17,9 @@ constexpr int kBlocksAtOnce = 2;
 template <class T, class S>
 struct LaneColumns;
 
-template <class T, int kWidth>
-struct LaneColumns<T, RowShape<T, kWidth>> {
-  using S = RowShape<T, kWidth>;
+template <class T, int kWidth, int kBytes>
+struct LaneColumns<T, RowShape<T, kWidth, kBytes>> {
+  using S = RowShape<T, kWidth, kBytes>;
   static constexpr int kLanes = S::kLanes;
   static constexpr int kVectors = S::kVectors;
   static constexpr int kSize = S::kSize;
@@ -34,8 +34,8 @@ struct LaneColumns<T, RowShape<T, kWidth>> {
   // E is T or the type of its sums. All lanes of a group come together.
   template <class E, class A>
   KGREC_DEVICE void read(const E* row, int v, A* values) const {
-    if constexpr (Vec<E>::kSize == kSize) {
-      const Vec<E> part = load_vec(row + column(v));
+    if constexpr (kSize <= Vec<E>::kSize) {
+      const Vec<E, kSize> part = load_elements<kSize>(row + column(v));
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
         values[k] = widen(part[k]);
@@ -54,8 +54,8 @@ struct LaneColumns<T, RowShape<T, kWidth>> {
   }
   template <class E, class A>
   KGREC_DEVICE void write(E* row, int v, const A* values) const {
-    if constexpr (Vec<E>::kSize == kSize) {
-      Vec<E> part;
+    if constexpr (kSize <= Vec<E>::kSize) {
+      Vec<E, kSize> part;
 #pragma unroll
       for (int k = 0; k < kSize; ++k) {
         part[k] = narrow<E>(values[k]);

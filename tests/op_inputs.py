@@ -155,7 +155,7 @@ OPS = {
 
 def finite(x: Tensor) -> Tensor:
     """Zeros in place of the infinities of empty rows and masked edges: they have no gradient."""
-    return torch.where(torch.isfinite(x), x, 0)
+    return x.masked_fill(~torch.isfinite(x), 0)
 
 
 def upstream(out: tuple[Tensor, ...]) -> list[Tensor]:

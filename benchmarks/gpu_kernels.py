@@ -127,6 +127,7 @@ class Side:
 
     def __init__(self, call: Callable[..., Any], leaves: Sequence[Tensor]) -> None:
         self.call, self.leaves = call, [x.detach() for x in leaves]
+        self.grads: list[Tensor] = []
         self.pass_back: Callable[[], object] = self.forward
 
     def forward(self) -> tuple[Tensor, ...]:
@@ -135,29 +136,34 @@ class Side:
 
     def both(self) -> list[Tensor]:
         """Outputs and gradients, from scratch."""
-        out, grads = self._outputs()
-        return [*out, *torch.autograd.grad(out, self.leaves, grads)]
+        out = self._outputs()
+        return [*out, *torch.autograd.grad(out, self.leaves, self.grads)]
 
     def prepare_backward(self) -> None:
         """Runs forward once, for `pass_back` to be repeated."""
-        out, grads = self._outputs()
-        self.pass_back = lambda: torch.autograd.grad(out, self.leaves, grads, retain_graph=True)
+        out = self._outputs()
+        self.pass_back = lambda: torch.autograd.grad(
+            out, self.leaves, self.grads, retain_graph=True
+        )
 
-    def _outputs(self) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    def _outputs(self) -> tuple[Tensor, ...]:
         for x in self.leaves:
             x.requires_grad_()
         out = as_tuple(self.call(*self.leaves))
-        generator = torch.Generator().manual_seed(1)
-        return out, [_normal(x.shape, generator).to(x.device, x.dtype) for x in out]
+        if not self.grads:
+            generator = torch.Generator(out[0].device).manual_seed(1)
+            self.grads = [_normal(x.shape, generator) for x in out]
+        self.grads = [g.to(x.dtype) for g, x in zip(self.grads, out, strict=True)]
+        return out
 
 
 def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randn(tuple(shape), generator=generator)
+    return torch.randn(tuple(shape), generator=generator, device=generator.device)
 
 
 def operands(op: MeasuredOp, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     """Normal numbers; a square matrix is scaled as a projection, a vector is made of weights."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     found = []
     for shape in op.leaves:
         x = _normal(shape, generator)
@@ -165,22 +171,23 @@ def operands(op: MeasuredOp, device: torch.device, dtype: torch.dtype) -> list[T
             x = x.abs()
         elif shape[0] == shape[1]:
             x = x * shape[0] ** -0.5
-        found.append(x.to(device, dtype))
+        found.append(x.to(dtype))
     return found
 
 
 def differences(op: MeasuredOp, leaves: Sequence[Tensor]) -> dict[str, float]:
     """The largest errors of both sides; raises a MismatchError where ours is too large."""
+    ours, plain = Side(op.ours, leaves), Side(op.reference, leaves)
+    oracle = Side(op.reference, [x.double() for x in leaves])
 
-    def results(call: Callable[..., Any], operands: Sequence[Tensor]) -> list[Tensor]:
-        side = Side(call, operands)
+    def results(side: Side) -> list[Tensor]:
+        side.grads = ours.grads  # rounded already, as the leaves are
         return side.both() if op.backward else list(side.forward())
 
-    exact = results(op.reference, [x.double() for x in leaves])
-    mine, plain = results(op.ours, leaves), results(op.reference, leaves)
+    mine, theirs, exact = results(ours), results(plain), results(oracle)
     names = [f"{op.name}: result {i}" for i in range(len(exact))]
-    worst = max(map(check_close, names, mine, plain, exact))
-    return {"error": worst, "reference_error": max(map(_error, plain, exact))}
+    worst = max(map(check_close, names, mine, theirs, exact))
+    return {"error": worst, "reference_error": max(map(_error, theirs, exact))}
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
@@ -201,10 +208,10 @@ def measure(
         if formula is None:
             continue
         forward = direction == "forward"
-        mine, other = (on.peak(side.forward if forward else side.both) for side in sides)
         if not forward:
             for side in sides:
                 side.prepare_backward()
+        mine, other = (on.peak(side.forward if forward else side.both) for side in sides)
         timings = on.timings([side.forward if forward else side.pass_back for side in sides])
         least = least_bytes(formula, names)
         speed = least / timings[0].median

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import RelGraph, ops
+from kgrec_fast.graph import EdgeMask
 from kgrec_fast.ops.random import Stream
 
 sys.path.insert(0, str(Path(__file__).parent / "ops"))
@@ -28,125 +29,121 @@ class Op:
 
     Attributes:
         function: Its name in `kgrec_fast.ops`; the reference has "_reference" appended.
-        leaves: Its floating operands in float64, those with a gradient, from a case.
-        arguments: All arguments, from leaves, graph, mask and rng.
+        leaves: Its floating operands in float64, those with a gradient, from a case and a width.
+        arguments: All arguments but those that are given by name.
         named: The arguments that are given by name.
         masked: Whether it takes an edge mask.
         differentiable: Whether it has gradients.
     """
 
     function: str
-    leaves: Callable[[Case], list[Tensor]]
-    arguments: Callable[[list[Tensor], RelGraph, Tensor | None, Tensor], tuple]
+    leaves: Callable[[Case, int], list[Tensor]]
+    arguments: Callable[[Inputs], tuple]
     named: tuple[tuple[str, Any], ...] = ()
     masked: bool = True
     differentiable: bool = True
 
-    def __call__(
-        self, suffix: str, leaves: list[Tensor], graph: RelGraph, mask: Any, rng: Tensor
-    ) -> tuple[Tensor, ...]:
-        function = getattr(ops, self.function + suffix)
-        out = function(*self.arguments(leaves, graph, mask, rng), **dict(self.named))
-        return out if isinstance(out, tuple) else (out,)
+
+def _nodes(case: Case, width: int) -> list[Tensor]:
+    return list(operands(case, width))
 
 
-def _nodes(case: Case) -> list[Tensor]:
-    return list(operands(case, WIDTH))
+def _value_and_relation(case: Case, width: int) -> list[Tensor]:
+    return _nodes(case, width)[1:]
 
 
-def _value_and_relation(case: Case) -> list[Tensor]:
-    return _nodes(case)[1:]
+def _query_and_relation(case: Case, width: int) -> list[Tensor]:
+    return _nodes(case, width)[::2]
 
 
-def _query_and_relation(case: Case) -> list[Tensor]:
-    return _nodes(case)[::2]
-
-
-def _with_projection(case: Case) -> list[Tensor]:
+def _with_projection(case: Case, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(6)
-    weight = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
-    return [_nodes(case)[0], weight * WIDTH**-0.5, _nodes(case)[2]]
+    weight = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    return [_nodes(case, width)[0], weight * width**-0.5, _nodes(case, width)[2]]
 
 
-def _with_weights(case: Case) -> list[Tensor]:
+def _with_weights(case: Case, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     edges = case.edge_type.numel()
-    return [_nodes(case)[0], torch.rand(edges, generator=generator, dtype=torch.float64)]
+    return [_nodes(case, width)[0], torch.rand(edges, generator=generator, dtype=torch.float64)]
 
 
-def _edge_rows(width: int) -> Callable[[Case], list[Tensor]]:
-    def leaves(case: Case) -> list[Tensor]:
-        generator = torch.Generator().manual_seed(4)
-        edges = case.edge_type.numel()
-        return [torch.randn(edges, width, generator=generator, dtype=torch.float64)]
-
-    return leaves
+def _edge_rows(case: Case, width: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    edges = case.edge_type.numel()
+    return [torch.randn(edges, width, generator=generator, dtype=torch.float64)]
 
 
-def _segment(x: list[Tensor], graph: RelGraph, mask: Any, rng: Tensor) -> tuple:
-    return x[0], graph.rowptr
+def _edge_scores(case: Case, width: int) -> list[Tensor]:
+    return _edge_rows(case, max(1, width // 32))  # as narrow as the heads of an attention
 
 
-def _scatter(x: list[Tensor], graph: RelGraph, mask: Any, rng: Tensor) -> tuple:
-    return x[0], graph.edge_index[0], 0, None, graph.num_rows
+def _segment(c: Inputs) -> tuple:
+    return c.leaves[0], c.graph.rowptr
+
+
+def _scatter(c: Inputs) -> tuple:
+    return c.leaves[0], c.graph.edge_index[0], 0, None, c.graph.num_rows
 
 
 OPS = {
     "relation_attention": Op(
-        "relation_attention", _nodes, lambda x, g, m, r: (*x, g, HEADS, m, True)
+        "relation_attention", _nodes, lambda c: (*c.leaves, c.graph, c.heads, c.mask, True)
     ),
     "projected_attention": Op(
-        "projected_attention", _with_projection, lambda x, g, m, r: (*x, g, HEADS, m, True)
+        "projected_attention",
+        _with_projection,
+        lambda c: (*c.leaves, c.graph, c.heads, c.mask, True),
     ),
     "rationale_scores": Op(
         "rationale_scores",
         _query_and_relation,
-        lambda x, g, m, r: (*x, g, HEADS, m),
+        lambda c: (*c.leaves, c.graph, c.heads, c.mask),
         differentiable=False,
     ),
     "rationale_scores, no relation": Op(
         "rationale_scores",
-        lambda case: _nodes(case)[:1],
-        lambda x, g, m, r: (*x, None, g, HEADS, m),
+        lambda case, width: _nodes(case, width)[:1],
+        lambda c: (*c.leaves, None, c.graph, c.heads, c.mask),
         differentiable=False,
     ),
-    "relation_mean": Op("relation_mean", _value_and_relation, lambda x, g, m, r: (*x, g, m)),
+    "relation_mean": Op(
+        "relation_mean", _value_and_relation, lambda c: (*c.leaves, c.graph, c.mask)
+    ),
     "weighted_aggregate": Op(
-        "weighted_aggregate", _with_weights, lambda x, g, m, r: (*x, g, False, m)
+        "weighted_aggregate", _with_weights, lambda c: (*c.leaves, c.graph, False, c.mask)
     ),
     "weighted_aggregate, transposed": Op(
-        "weighted_aggregate", _with_weights, lambda x, g, m, r: (*x, g, True, m)
+        "weighted_aggregate", _with_weights, lambda c: (*c.leaves, c.graph, True, c.mask)
     ),
     "weighted_aggregate, no weights": Op(
         "weighted_aggregate",
-        lambda case: _nodes(case)[:1],
-        lambda x, g, m, r: (*x, None, g, False, m),
+        lambda case, width: _nodes(case, width)[:1],
+        lambda c: (*c.leaves, None, c.graph, False, c.mask),
     ),
-    "segment_sum": Op("segment_sum", _edge_rows(WIDTH), _segment, masked=False),
-    "segment_mean": Op("segment_mean", _edge_rows(WIDTH), _segment, masked=False),
-    "segment_softmax": Op("segment_softmax", _edge_rows(HEADS), _segment, masked=False),
-    "scatter_sum": Op("scatter_sum", _edge_rows(WIDTH), _scatter, masked=False),
+    "segment_sum": Op("segment_sum", _edge_rows, _segment, masked=False),
+    "segment_mean": Op("segment_mean", _edge_rows, _segment, masked=False),
+    "segment_softmax": Op("segment_softmax", _edge_scores, _segment, masked=False),
+    "scatter_sum": Op("scatter_sum", _edge_rows, _scatter, masked=False),
     # Its gradient has a test of its own, see test_gradient_of_scatter_mean.
-    "scatter_mean": Op(
-        "scatter_mean", _edge_rows(WIDTH), _scatter, masked=False, differentiable=False
-    ),
+    "scatter_mean": Op("scatter_mean", _edge_rows, _scatter, masked=False, differentiable=False),
     "scatter_softmax": Op(
         "scatter_softmax",
-        _edge_rows(HEADS),
-        lambda x, g, m, r: (x[0], g.edge_index[0], None, g.num_rows),
+        _edge_scores,
+        lambda c: (c.leaves[0], c.graph.edge_index[0], None, c.graph.num_rows),
         masked=False,
     ),
     "dropout_normalize_add": Op(
         "dropout_normalize_add",
-        lambda case: _nodes(case)[:2],
-        lambda x, g, m, r: (*x, 0.3, r),
+        lambda case, width: _nodes(case, width)[:2],
+        lambda c: (*c.leaves, 0.3, c.rng),
         named=(("stream", int(Stream.USER_MESSAGE) + 1),),
         masked=False,
     ),
     "dropout_normalize_add, evaluation": Op(
         "dropout_normalize_add",
-        lambda case: _nodes(case)[:2],
-        lambda x, g, m, r: (*x, 0.3, None),
+        lambda case, width: _nodes(case, width)[:2],
+        lambda c: (*c.leaves, 0.3, None),
         named=(("training", False),),
         masked=False,
     ),
@@ -155,7 +152,7 @@ OPS = {
 
 def finite(x: Tensor) -> Tensor:
     """Zeros in place of the infinities of empty rows and masked edges: they have no gradient."""
-    return torch.where(torch.isfinite(x), x, 0)
+    return x.masked_fill(~torch.isfinite(x), 0)
 
 
 def upstream(out: tuple[Tensor, ...]) -> list[Tensor]:
@@ -174,25 +171,33 @@ class Inputs:
     op: Op
     leaves: list[Tensor]
     graph: RelGraph
-    mask: Tensor | None
+    mask: EdgeMask | Tensor | None
     rng: Tensor
+    heads: int = HEADS
 
     @classmethod
     def make(
-        cls, name: str, case: Case, masked: bool = False, dtype: torch.dtype = torch.float32
+        cls,
+        name: str,
+        case: Case,
+        masked: bool = False,
+        dtype: torch.dtype = torch.float32,
+        width: int = WIDTH,
+        heads: int = HEADS,
     ) -> Inputs:
         op = OPS[name]
         mask = random_mask(case) if masked else None
-        leaves = [x.to(dtype) for x in op.leaves(case)]
-        return cls(op, leaves, case.build(), mask, torch.tensor(RNG))
+        leaves = [x.to(dtype) for x in op.leaves(case, width)]
+        return cls(op, leaves, case.build(), mask, torch.tensor(RNG), heads)
 
     def to(self, device: torch.device) -> Inputs:
-        return Inputs(
-            self.op,
-            [x.to(device) for x in self.leaves],
-            self.graph.to(device),
-            None if self.mask is None else self.mask.to(device),
-            self.rng.to(device),
+        assert not isinstance(self.mask, EdgeMask)  # it belongs to a graph
+        return dataclasses.replace(
+            self,
+            leaves=[x.to(device) for x in self.leaves],
+            graph=self.graph.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+            rng=self.rng.to(device),
         )
 
     def double(self) -> Inputs:
@@ -200,7 +205,9 @@ class Inputs:
 
     def outputs(self, suffix: str = "") -> tuple[Tensor, ...]:
         """Outputs, which may have a gradient where leaves want one."""
-        return self.op(suffix, self.leaves, self.graph, self.mask, self.rng)
+        function = getattr(ops, self.op.function + suffix)
+        out = function(*self.op.arguments(self), **dict(self.op.named))
+        return out if isinstance(out, tuple) else (out,)
 
     def run(self, suffix: str = "", grads: list[Tensor] | None = None) -> list[Tensor]:
         """All outputs, infinities included, and the gradients of all leaves."""

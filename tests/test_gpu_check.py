@@ -41,6 +41,11 @@ def test_a_budget_is_positive() -> None:
         gpu_check.main(["--budget", "-1"])
 
 
+def test_libraries_are_not_loaded_by_the_process_that_has_them_built() -> None:
+    code = "import sys, benchmarks.gpu_check; sys.exit('kgrec_fast' in sys.modules)"
+    assert gpu_check.run_step(python("imports", code), 60)["status"] == "passed"
+
+
 def test_tools_are_found_beside_the_toolkit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert _card.tool("no-such-tool") is None

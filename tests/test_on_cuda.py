@@ -83,6 +83,14 @@ def test_other_types(name: str, dtype: torch.dtype, device: torch.device) -> Non
         assert_right(inputs, device)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (6, 3), (32, 4), (100, 2), (128, 8), (256, 1)], ids=str)
+@each_op
+def test_other_shapes(name: str, shape: tuple[int, int], device: torch.device) -> None:
+    width, heads = shape
+    case, masked = CASES["bipartite"], OPS[name].masked
+    assert_right(Inputs.make(name, case, masked, width=width, heads=heads), device)
+
+
 @each_op
 def test_strided_operands(name: str, device: torch.device) -> None:
     """Rows at a distance, and at places that no vector load may read; columns first."""
@@ -222,8 +230,7 @@ def test_capture_and_replay(name: str, cuda: torch.device) -> None:
     inputs = Inputs.make(name, CASES["hub row"], OPS[name].masked).to(cuda)
     grads = upstream(inputs.outputs())
     if inputs.mask is not None:
-        mask = inputs.graph.edge_mask(inputs.mask)
-        inputs = dataclasses.replace(inputs, mask=mask)  # type: ignore[arg-type]
+        inputs = dataclasses.replace(inputs, mask=inputs.graph.edge_mask(inputs.mask))
     warm_up(inputs, grads)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

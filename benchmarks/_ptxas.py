@@ -79,10 +79,10 @@ Usages = dict[Name, dict[str, Usage]]
 
 
 def name_of(demangled: str) -> Name:
-    """`void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64, 16> >(...)`: x float32 64.
+    """`void kgrec::cuda::x_kernel<float, kgrec::cuda::RowShape<float, 64, 16> >()`: x float32 64.
 
-    Vectors of other than 16 bytes are said (32/8), AnyShape reads any, other template arguments stay
-    as they are.
+    Vectors of other than 16 bytes are said (32/8), AnyShape reads any, other template arguments
+    stay as they are.
     """
     text = re.sub(r"(\w+::)+", "", demangled.removeprefix("void "))
     text = re.sub(r"RowShape<\w+, (\d+), 16>", r"\1", text).replace("AnyShape", "any")

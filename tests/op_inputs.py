@@ -125,8 +125,7 @@ OPS = {
     "segment_mean": Op("segment_mean", _edge_rows, _segment, masked=False),
     "segment_softmax": Op("segment_softmax", _edge_scores, _segment, masked=False),
     "scatter_sum": Op("scatter_sum", _edge_rows, _scatter, masked=False),
-    # Its gradient has a test of its own, see test_gradient_of_scatter_mean.
-    "scatter_mean": Op("scatter_mean", _edge_rows, _scatter, masked=False, differentiable=False),
+    "scatter_mean": Op("scatter_mean", _edge_rows, _scatter, masked=False),
     "scatter_softmax": Op(
         "scatter_softmax",
         _edge_scores,

@@ -194,7 +194,7 @@ def test_launch_bounds_are_read() -> None:
             True,
         ),
         (
-            "void kgrec::cuda::x_kernel<kgrec::Half, kgrec::cuda::RowShape<kgrec::Half, 32, 8> >(int)",
+            "void kgrec::cuda::x_kernel<kgrec::Half, kgrec::cuda::RowShape<kgrec::Half, 32, 8> >()",
             "x float16 32/8",
             True,
         ),

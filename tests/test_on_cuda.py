@@ -116,24 +116,6 @@ def test_gradients_that_are_broadcast(name: str, device: torch.device) -> None:
     assert_same(there.run(grads=ones), there.run(grads=[x.contiguous() for x in ones]))
 
 
-SORTED = pytest.param(
-    "duplicates",
-    marks=pytest.mark.xfail(
-        ASKED == "cpu",
-        raises=RuntimeError,
-        strict=True,
-        reason="for a sorted index the CPU op returns a view, which scatter_mean divides in place",
-    ),
-)
-
-
-@pytest.mark.parametrize("case", ["bipartite", "hub row", SORTED])
-def test_gradient_of_scatter_mean(case: str, device: torch.device) -> None:
-    inputs = Inputs.make("scatter_mean", CASES[case])
-    op = dataclasses.replace(inputs.op, differentiable=True)
-    assert_right(dataclasses.replace(inputs, op=op), device)
-
-
 @pytest.mark.parametrize("n", [0, 1, 5, 4096, 100_003])
 def test_random_bits_are_those_of_the_reference(n: int, device: torch.device) -> None:
     for rng in (RNG, (-1, 2**32 - 1), (0, 0)):

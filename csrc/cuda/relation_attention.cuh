@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
 
 // Adds up the chunks of each hub, in their order.
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
     attention_hub_kernel(const AttentionParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;

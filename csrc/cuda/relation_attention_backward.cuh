@@ -43,7 +43,6 @@ template <class H, class A>
 struct RowGrads {
   LaneValues<H, A> query{}, grad{};           // Q[h], dO[h]
   A lse[H::kStates], delta[H::kStates] = {};  // delta = dO . O - dlse
-  A grad_lse[H::kStates];
   bool single;
 };
 
@@ -67,10 +66,9 @@ KGREC_DEVICE RowGrads<H, A> row_grads(
   columns.sum_heads(row.delta);
 #pragma unroll
   for (int k = 0; k < H::kStates; ++k) {
-    const int64_t at = there ? share.row * p.num_heads + columns.head(k) : 0;
+    const int64_t at = share.row * p.num_heads + columns.head(k);
     row.lse[k] = there ? load(static_cast<const A*>(p.lse) + at) : A(0);
-    row.grad_lse[k] = there ? load(static_cast<const A*>(p.grad_lse) + at) : A(0);
-    row.delta[k] -= row.grad_lse[k];
+    row.delta[k] -= there ? load(static_cast<const A*>(p.grad_lse) + at) : A(0);
   }
   return row;
 }
@@ -135,12 +133,32 @@ struct EdgeResults {
   }
 };
 
+// This lane's part of the sum over each head of factor * left * middle * right, rounded as if with
+// a key of the first three. left(v, values) and middle(v, values) give a vector.
+template <class H, class A, class G, class F>
+KGREC_DEVICE void add_keyed_products(
+    G&& left, F&& middle, const LaneValues<H, A>& right, A factor, A (&sum)[H::kStates]) {
+#pragma unroll
+  for (int v = 0; v < H::kVectors; ++v) {
+    A first[H::kSize], second[H::kSize];
+    left(v, first);
+    middle(v, second);
+#pragma unroll
+    for (int i = 0; i < H::kSize; ++i) {
+      const A key = first[i] * second[i] * factor;
+      sum[H::state(v)] += key * right[v][i];
+    }
+  }
+}
+
 // The edges of a share; leaves what it gives to dQ[h] in grad_query.
 template <class T, class H, class A>
 KGREC_DEVICE void attend_backward(
     const AttentionBackwardParams& p, const H& columns, const Share& share, int steps, A* shared,
     LaneValues<H, A>& grad_query) {
   constexpr int kLanes = H::kLanes;
+  // Where a row takes too many registers, those of Q[h], dO[h] and Rel[r] are read for each edge.
+  constexpr bool kReads = H::kWhole && H::kVectors > 2;
   const A scale = score_scale<A>(p.width, p.num_heads);
   EdgeIds mine = ids_of(p.row, share.begin + share.lane, share.end);
   const bool single = has_single_edge<kLanes>(p.row, share, mine);
@@ -151,19 +169,45 @@ KGREC_DEVICE void attend_backward(
   int32_t rel_of_run = -1;
   bool has_relation = false;
   LaneValues<H, A> relation{}, values{}, keys{};
-  const auto end_run = [&](bool ends) {
-    LaneValues<H, A> given;
-#pragma unroll
-    for (int v = 0; v < H::kVectors; ++v) {
+  const auto vector_of = [&](const LaneValues<H, A>& known, const T* memory, int v, A* result) {
+    if constexpr (kReads) {
+      columns.read(memory, v, result);
+    } else {
 #pragma unroll
       for (int i = 0; i < H::kSize; ++i) {
-        const A from_scores = keys[v][i] * scale;
-        given[v][i] = row.grad[v][i] * values[v][i] + row.query[v][i] * from_scores;
-        grad_query[v][i] += ends ? relation[v][i] * from_scores : A(0);
+        result[i] = known[v][i];
       }
     }
-    shares.add(columns, ends, rel_of_run, given);
+  };
+  const auto relation_of = [&](int v, A* result) {
+    vector_of(relation, matrix_row<T>(p.relation, rel_of_run), v, result);
+  };
+  const auto query_of = [&](int v, A* result) {
+    vector_of(row.query, matrix_row<T>(p.query, share.row), v, result);
+  };
+  const auto grad_of = [&](int v, A* result) {
+    vector_of(row.grad, matrix_row<T>(p.grad_out, share.row), v, result);
+  };
+  const auto end_run = [&](bool ends) {
+    shares.add(columns, ends, rel_of_run, [&](int v, A* given) {
+      A grad[H::kSize];
+      query_of(v, given);
+      grad_of(v, grad);
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        given[i] = grad[i] * values[v][i] + given[i] * (keys[v][i] * scale);
+      }
+    });
     if (ends) {
+#pragma unroll
+      for (int v = 0; v < H::kVectors; ++v) {
+        A between[H::kSize];
+        relation_of(v, between);
+#pragma unroll
+        for (int i = 0; i < H::kSize; ++i) {
+          grad_query[v][i] += between[i] * (keys[v][i] * scale);
+        }
+      }
       relation = values = keys = LaneValues<H, A>{};
       has_relation = false;
     }
@@ -186,9 +230,9 @@ KGREC_DEVICE void attend_backward(
       if (__any_sync(kFullMask, kept)) {
         A score[H::kStates] = {}, product[H::kStates] = {};
         LaneValues<H, A> x{}, y{};
+        const T* rel = matrix_row<T>(p.relation, edge.rel);
         if (kept) {
-          const T* rel = matrix_row<T>(p.relation, edge.rel);
-          if (!has_relation) {
+          if (!kReads && !has_relation) {
             relation = lane_values<T>(columns, rel);
             has_relation = true;
           }
@@ -197,11 +241,8 @@ KGREC_DEVICE void attend_backward(
           y = lane_values<T>(columns, tail);
           x = lane_values<T>(columns, value);
           if constexpr (H::kWhole) {
-            LaneValues<H, A> key;
-            make_key(row.query, relation, scale, key);
-            add_products(key, y, score);
-            make_key(row.grad, relation, A(1), key);
-            add_products(key, x, product);
+            add_keyed_products<H>(query_of, relation_of, y, scale, score);
+            add_keyed_products<H>(grad_of, relation_of, x, A(1), product);
           } else {
             add_products(columns, matrix_row<T>(p.query, share.row), rel, tail, scale, score);
             add_products(columns, matrix_row<T>(p.grad_out, share.row), rel, value, A(1), product);
@@ -213,7 +254,11 @@ KGREC_DEVICE void attend_backward(
 #pragma unroll
         for (int k = 0; k < H::kStates; ++k) {
           a[k] = kept ? exp(score[k] - row.lse[k]) : A(0);
-          const A change = row.single ? row.grad_lse[k] : a[k] * (product[k] - row.delta[k]);
+          A change = a[k] * (product[k] - row.delta[k]);
+          if (row.single && kept) {
+            const int64_t at = share.row * p.num_heads + columns.head(k);
+            change = load(static_cast<const A*>(p.grad_lse) + at);
+          }
           ds[k] = kept ? change : A(0);
         }
         results.keep(p, columns, share, step, a, ds);

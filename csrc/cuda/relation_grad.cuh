@@ -24,16 +24,15 @@ KGREC_DEVICE void give_runs(
   RunShares<H, A> shares(p.sums, p.width, share, shared);
   int32_t rel_of_run = -1;
   const auto end_run = [&](bool ends) {
-    LaneValues<H, A> given;
-#pragma unroll
-    for (int v = 0; v < H::kVectors; ++v) {
+    shares.add(columns, ends, rel_of_run, [&](int v, A* given) {
 #pragma unroll
       for (int i = 0; i < H::kSize; ++i) {
-        given[v][i] = left[v][i] * run[v][i];
-        run[v][i] = ends ? A(0) : run[v][i];
+        given[i] = left[v][i] * run[v][i];
       }
+    });
+    if (ends) {
+      run = LaneValues<H, A>{};
     }
-    shares.add(columns, ends, rel_of_run, given);
   };
   for (int first = 0; first < steps; first += kLanes) {
     const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);

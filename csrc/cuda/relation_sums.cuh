@@ -65,8 +65,10 @@ class RunShares {
     }
   }
 
-  // Where `ends`: the share of the next run, of relation `rel`.
-  KGREC_DEVICE void add(const H& columns, bool ends, int32_t rel, const LaneValues<H, A>& values) {
+  // Where `ends`: the share of the next run, of relation `rel`. values_of(v, values) makes that of
+  // a vector: all of them at once would take registers.
+  template <class F>
+  KGREC_DEVICE void add(const H& columns, bool ends, int32_t rel, F&& values_of) {
     if (shared_ != nullptr) {
       // Groups of a warp in turns: two may have the same relation.
       const unsigned who = kGroups > 1 ? __ballot_sync(kFullMask, ends) : 0;
@@ -76,7 +78,7 @@ class RunShares {
           continue;
         }
         if (ends && group_ == g) {
-          add_to(columns, shared_ + rel * width_, values);
+          add_to(columns, shared_ + rel * width_, values_of);
         }
         if (kGroups > 1) {
           __syncwarp();
@@ -84,11 +86,19 @@ class RunShares {
       }
     } else if (ends) {
       if (continues_) {
-        carried_ = values;
+#pragma unroll
+        for (int v = 0; v < H::kVectors; ++v) {
+          values_of(v, carried_[v]);
+        }
         carried_place_ = place_;
         continues_ = false;
       } else {
-        write(columns, place_row(place_), values);
+#pragma unroll
+        for (int v = 0; v < H::kVectors; ++v) {
+          A values[H::kSize];
+          values_of(v, values);
+          columns.write(place_row(place_), v, values);
+        }
       }
       ++place_;  // runs of a share have places in a row
     }
@@ -101,7 +111,12 @@ class RunShares {
       for (int g = 1; g < kGroups; ++g) {
         __syncwarp();
         if (group_ == g && carried_place_ >= 0) {
-          add_to(columns, place_row(carried_place_), carried_);
+          add_to(columns, place_row(carried_place_), [&](int v, A* values) {
+#pragma unroll
+            for (int i = 0; i < H::kSize; ++i) {
+              values[i] = carried_[v][i];
+            }
+          });
         }
       }
     }
@@ -111,20 +126,16 @@ class RunShares {
   KGREC_DEVICE A* place_row(int32_t place) const {
     return static_cast<A*>(sums_.work) + place * width_;
   }
-  static KGREC_DEVICE void write(const H& columns, A* row, const LaneValues<H, A>& values) {
+  template <class F>
+  static KGREC_DEVICE void add_to(const H& columns, A* row, F&& values_of) {
 #pragma unroll
     for (int v = 0; v < H::kVectors; ++v) {
-      columns.write(row, v, values[v]);
-    }
-  }
-  static KGREC_DEVICE void add_to(const H& columns, A* row, const LaneValues<H, A>& values) {
-#pragma unroll
-    for (int v = 0; v < H::kVectors; ++v) {
-      A sum[H::kSize];
+      A sum[H::kSize], values[H::kSize];
       columns.read(row, v, sum);
+      values_of(v, values);
 #pragma unroll
       for (int i = 0; i < H::kSize; ++i) {
-        sum[i] += values[v][i];
+        sum[i] += values[i];
       }
       columns.write(row, v, sum);
     }
@@ -144,7 +155,7 @@ class RunShares {
 
 // The sums of all blocks, element by element.
 template <class A>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     relation_blocks_kernel(const RelationSumsParams p) {
   const int64_t size = p.sums.runs.num_relations * p.width;
   for (int64_t i = thread_of_grid(); i < size; i += threads_in_grid()) {
@@ -178,7 +189,7 @@ KGREC_DEVICE LaneValues<C, A> sum_rows(
 
 // Each piece into the place of its first run.
 template <class A, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     relation_pieces_kernel(const RelationSumsParams p) {
   using C = LaneColumns<A, S>;
   const RunPlan& runs = p.sums.runs;
@@ -209,7 +220,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 // The pieces of each relation, a block for each: groups take neighbouring pieces, and the sums of
 // groups are added up in order.
 template <class A, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     relation_pieces_sum_kernel(const RelationSumsParams p) {
   using C = LaneColumns<A, S>;
   constexpr int kGroups = kBlockThreads / C::kLanes;

@@ -159,12 +159,13 @@ def _check_mean_out(index: Tensor, dim: int, out: Tensor | None) -> None:
         )
 
 
-def _divide_(total: Tensor, index: Tensor, dim: int) -> Tensor:
+def _divide(total: Tensor, index: Tensor, dim: int, in_place: bool) -> Tensor:
     if total.numel() == 0:
         return total
     count = _count(index, dim, total.size(dim))
     if total.is_floating_point():
-        return total.div_(count.to(total.dtype))
+        count = count.to(total.dtype)
+        return total.div_(count) if in_place else total / count
     return total.copy_(total.long().div_(count, rounding_mode="floor"))
 
 
@@ -194,7 +195,7 @@ def scatter_mean_reference(
     total = _sum_reference(widened(src), index, dim, size)
     if out is not None:
         total = _accumulate(out, total)
-    return _divide_(total, index, dim).to(src.dtype)
+    return _divide(total, index, dim, in_place=True).to(src.dtype)
 
 
 def _check_softmax(
@@ -281,7 +282,9 @@ def scatter_mean(
     total = _sum(widened(src), index, dim, size)
     if out is not None:
         total = _accumulate(out, total)
-    return _divide_(total, index, dim).to(src.dtype)
+    # The op may give back a view, which autograd does not let change.
+    in_place = out is not None or not total.requires_grad
+    return _divide(total, index, dim, in_place).to(src.dtype)
 
 
 def scatter_softmax(

@@ -225,6 +225,17 @@ def loop_softmax(src: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
 SOFTMAX_LAYOUTS = [((50,), 0), ((50, 3), 0), ((3, 50), -1), ((50, 20), 0), ((2, 50, 3), 1)]
 
 
+@pytest.mark.parametrize("name", ["scatter_sum", "scatter_mean"])
+def test_gradients_of_wide_rows_in_order(backend: str, name: str) -> None:  # noqa: F811
+    """The op sums these as segments."""
+    index = torch.arange(40) // 3
+    src = random_values((40, 64), torch.float64).requires_grad_()
+    weight = random_values((14, 64), torch.float64)
+    getattr(ops, name)(src, index, 0).mul(weight).sum().backward()
+    share = index.bincount().double()[index] if name == "scatter_mean" else torch.ones(40)
+    torch.testing.assert_close(src.grad, weight[index] / share.double()[:, None])
+
+
 @pytest.mark.parametrize(("shape", "dim"), SOFTMAX_LAYOUTS)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("order", ["shuffled", "sorted", "ptr"])

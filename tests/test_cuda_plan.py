@@ -135,8 +135,9 @@ def check_runs(ptr: Tensor, rel: Tensor, num_relations: int, min_workspace: int)
                     assert 0 <= slot < most
                     assert slot not in taken, "two items share a place"
                     assert relation.setdefault(slot, int(rel[e])) == rel[e]
-                    if e > low:
-                        assert (slot == int(runs.run_place[e - 1])) == (rel[e] == rel[e - 1])
+                    if e > low:  # the next run has the next place
+                        next_run = int(rel[e] != rel[e - 1])
+                        assert slot - int(runs.run_place[e - 1]) == next_run
                     place[slot] = place.get(slot, 0) + e + 1
         # The sums.
         seen: set[int] = set()

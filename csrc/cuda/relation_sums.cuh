@@ -282,7 +282,11 @@ void launches_with_sums(
       return;
     }
     for (p.sums.tile = 0; p.sums.tile < sums.runs.num_tiles; ++p.sums.tile) {
-      rows(p.sums);
+      RelationSums of_rows = p.sums;
+      if (sums.runs.num_tiles == 1) {
+        of_rows.tile = -1;  // nothing to look up
+      }
+      rows(of_rows);
       with_width<A>(width, is_aligned(Matrix{sums.work, width}, dtype), [&](auto shape) {
         using S = decltype(shape);
         run(relation_pieces_kernel<A, S>, grid_for_rows<S>(sums.runs.num_pieces), p);

@@ -13,8 +13,7 @@ template <class A>
 struct LaneEdge {
   int32_t idx = -1;  // where it is masked or there is none
   int32_t rel = 0;
-  int32_t pos = 0;  // in row order
-  A factor = A(1);  // of all heads
+  A factor = A(1);
 };
 
 template <class A>
@@ -29,10 +28,8 @@ KGREC_DEVICE LaneEdge<A> look_up(const AggregateParams& p, int64_t e, int64_t en
     edge.rel = load(order.rel + e);
   }
   if (p.weight != nullptr) {
-    edge.pos = order.pos != nullptr ? load(order.pos + e) : static_cast<int32_t>(e);
-    if (p.num_heads == 1) {
-      edge.factor = load(static_cast<const A*>(p.weight) + edge.pos);
-    }
+    const int64_t in_row_order = order.pos != nullptr ? load(order.pos + e) : e;
+    edge.factor = load(static_cast<const A*>(p.weight) + in_row_order);
   }
   if (p.source_scale != nullptr) {
     edge.factor *= load(static_cast<const A*>(p.source_scale) + edge.idx);
@@ -63,42 +60,11 @@ KGREC_DEVICE void end_run(
   }
 }
 
-// run += factor * x[idx], with the weights of the heads where there are several.
-template <class X, class C, class A>
-KGREC_DEVICE void add_edge(
-    const AggregateParams& p, const C& columns, const LaneEdge<A>& edge, const int (&head)[4],
-    LaneValues<C, A>& run) {
-  static_assert(C::kVectors <= 4, "a head for each vector");
-  const X* x = matrix_row<X>(p.x, edge.idx);
-  const bool has_heads = p.num_heads > 1 && p.weight != nullptr;
-#pragma unroll
-  for (int v = 0; v < C::kVectors; ++v) {
-    A factor = edge.factor;
-    if (has_heads) {
-      factor *= load(static_cast<const A*>(p.weight) + edge.pos * p.num_heads + head[v]);
-    }
-    A values[C::kSize];
-    columns.read(x, v, values);
-#pragma unroll
-    for (int i = 0; i < C::kSize; ++i) {
-      run[v][i] += factor * values[i];
-    }
-  }
-}
-
 // The sum over the edges of a share; returns how many there are.
 template <class T, class C, class A>
 KGREC_DEVICE int32_t
 sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneValues<C, A>& sum) {
   constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
-  int head[4] = {};
-  if (p.num_heads > 1) {
-    const int64_t head_width = p.width / p.num_heads;
-#pragma unroll
-    for (int v = 0; v < C::kVectors; ++v) {
-      head[v] = static_cast<int>(columns.column(v) / head_width);
-    }
-  }
   LaneValues<C, A> run{};
   int32_t count = 0, rel_of_run = 0;
   int in_run = 0;
@@ -113,7 +79,6 @@ sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneVa
         continue;
       }
       edge.rel = __shfl_sync(share.mask, mine.rel, j, C::kLanes);
-      edge.pos = __shfl_sync(share.mask, mine.pos, j, C::kLanes);
       edge.factor = __shfl_sync(share.mask, mine.factor, j, C::kLanes);
       if (in_run == kLongestRun || (in_run > 0 && edge.rel != rel_of_run)) {
         end_run<T>(p, columns, rel_of_run, run, sum);
@@ -123,10 +88,15 @@ sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneVa
       rel_of_run = edge.rel;
       ++in_run;
       ++count;
-      if (p.wide_x) {
-        add_edge<A>(p, columns, edge, head, run);
-      } else {
-        add_edge<T>(p, columns, edge, head, run);
+      const T* x = matrix_row<T>(p.x, edge.idx);
+#pragma unroll
+      for (int v = 0; v < C::kVectors; ++v) {
+        A values[C::kSize];
+        columns.read(x, v, values);
+#pragma unroll
+        for (int i = 0; i < C::kSize; ++i) {
+          run[v][i] += edge.factor * values[i];
+        }
       }
     }
   }
@@ -253,11 +223,8 @@ void launches_hubs(const AggregateParams& p, Run&& run) {
 template <class Run>
 void launches_aggregate(const AggregateParams& p, Run&& run) {
   const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
-  const int64_t vector = p.dtype == DType::f64 ? 2 : p.dtype == DType::f32 ? 4 : 8;
-  const bool aligned = is_aligned(p.x, p.wide_x ? sums : p.dtype) &&
-                       is_aligned(p.relation, p.dtype) &&
-                       is_aligned(Matrix{p.addend, p.width}, sums) &&
-                       p.width / p.num_heads % vector == 0;  // no vector is of two heads
+  const bool aligned = is_aligned(p.x, p.dtype) && is_aligned(p.relation, p.dtype) &&
+                       is_aligned(Matrix{p.addend, p.width}, sums);
   with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);

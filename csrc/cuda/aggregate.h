@@ -1,5 +1,5 @@
-// The row kernel behind relation mean, weighted aggregation and relation attention on CUDA, in
-// either order of the edges.
+// The row kernel behind relation mean and weighted aggregation on CUDA, in either order of the
+// edges. Its second half, which adds up what was cut, serves relation attention too.
 #pragma once
 
 #include "common/graph_view.h"
@@ -8,20 +8,17 @@
 
 namespace kgrec::cuda {
 
-// "acc" is the type values are added up in: double for double, else float. For each row and each of
-// its heads (equal slices of the width, one but for attention),
+// "acc" is the type values are added up in: double for double, else float. For each row,
 //   out = scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
 struct AggregateParams {
   OrderView order;
   RowPlan plan;
   DType dtype = DType::f32;
   int64_t width = 0;
-  int64_t num_heads = 1;
-  bool wide_x = false;                 // x is of type acc
   bool wide_out = false;               // out is of type acc
   Matrix x;                            // [*, width]
   Matrix relation;                     // [R, width], null for none
-  const void* weight = nullptr;        // acc [E, num_heads], row order; null for ones
+  const void* weight = nullptr;        // acc [E], row order; null for ones
   const void* source_scale = nullptr;  // acc [*], by idx; null for ones
   void* inverse_count = nullptr;       // acc [num_rows]: written, and scales the sum
   double scale = 1;

@@ -13,10 +13,8 @@ KGREC_ENTRY(aggregate) {
   p.order = transpose ? cuda_host::column_order(args) : cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args, transpose ? "col_" : "");
   p.width = args.size("x", 1);
-  p.num_heads = args.integer("num_heads", 1);
-  p.wide_x = args.integer("wide_x", 0) != 0;
   p.wide_out = args.integer("wide_out", 0) != 0;
-  p.x = cuda_host::matrix(args, "x", p.wide_x ? sums : p.dtype);
+  p.x = cuda_host::matrix(args, "x", p.dtype);
   p.relation = cuda_host::matrix(args, "relation", p.dtype);
   p.weight = args.in_or_null("weight", sums);
   p.source_scale = args.in_or_null("source_scale", sums);

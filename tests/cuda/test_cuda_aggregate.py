@@ -79,8 +79,7 @@ def exact_aggregate(
     if relation is not None:
         terms = terms * relation.double()[rel]
     if weight is not None:
-        heads = weight.double()[kept]
-        terms = terms * heads.repeat_interleave(x.size(1) // heads.size(1), 1)
+        terms = terms * weight.double()[kept, None]
     if source_scale is not None:
         terms = terms * source_scale.double()[source, None]
     if mean:
@@ -99,14 +98,12 @@ def check(out: Tensor, exact: Tensor, size: Tensor, dtype: torch.dtype) -> None:
     assert bool((error <= bound + torch.finfo(out.dtype).tiny).all())
 
 
-def everything(
-    graph: RelGraph, dtype: torch.dtype, transpose: bool, heads: int, width: int
-) -> dict[str, Any]:
+def everything(graph: RelGraph, dtype: torch.dtype, transpose: bool, width: int) -> dict[str, Any]:
     """Operands of each kind."""
     rows = max(graph.num_rows, graph.num_cols)
     return {
         "relation": values((graph.num_relations + 2, width), dtype, 2),
-        "weight": values((graph.num_edges, heads), sums(dtype), 3),
+        "weight": values((graph.num_edges,), sums(dtype), 3),
         "source_scale": values((rows,), sums(dtype), 4),
         "scale": 0.75,
         "addend": values((max(0, graph.num_rows - 2), width), sums(dtype), 5),
@@ -139,9 +136,9 @@ def test_cases(name: str, masked: bool) -> None:
     exact = wide.grad[: graph.num_cols]
     check(grad_x, exact, exact_aggregate(graph, gradient, mask, **gradients)[1], torch.float32)
 
-    weight = values((graph.num_edges, 1), torch.float32, 3)
-    in_callers_order = torch.empty_like(weight[:, 0])
-    in_callers_order[graph.perm.long()] = weight[:, 0]
+    weight = values((graph.num_edges,), torch.float32, 3)
+    in_callers_order = torch.empty_like(weight)
+    in_callers_order[graph.perm.long()] = weight
     for transpose in (False, True):
         how = {"weight": weight, "transpose": transpose}
         out, _ = aggregate(graph, x, torch.float32, mask, **how)
@@ -153,14 +150,12 @@ def test_cases(name: str, masked: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("transpose", [False, True])
-@pytest.mark.parametrize(
-    ("width", "heads"), [(64, 2), (32, 1), (128, 4), (256, 2), (256, 4), (32, 8), (30, 2), (135, 1)]
-)
-def test_shapes(dtype: torch.dtype, transpose: bool, width: int, heads: int) -> None:
+@pytest.mark.parametrize("width", [32, 64, 128, 256, 30, 135])
+def test_shapes(dtype: torch.dtype, transpose: bool, width: int) -> None:
     graph, mask = SMALL.build(), random_mask(SMALL)
     x = values((31, width), dtype, 1)
-    given = everything(graph, dtype, transpose, heads, width)
-    out, _ = aggregate(graph, x, dtype, mask, num_heads=heads, **given)
+    given = everything(graph, dtype, transpose, width)
+    out, _ = aggregate(graph, x, dtype, mask, **given)
     check(out, *exact_aggregate(graph, x, mask, **given), dtype)
 
 
@@ -174,8 +169,8 @@ def test_bins(dtype: torch.dtype, transpose: bool, mean: bool) -> None:
     assert bool(((degree > SHORT_ROW) & (degree <= CHUNK)).any())
     assert int(degree.min()) == 0
     x = values((110, 64), dtype, 1)
-    given = everything(graph, dtype, transpose, 2, 64) | {"mean": mean}
-    out, inverse = aggregate(graph, x, dtype, mask, num_heads=2, **given)
+    given = everything(graph, dtype, transpose, 64) | {"mean": mean}
+    out, inverse = aggregate(graph, x, dtype, mask, **given)
     check(out, *exact_aggregate(graph, x, mask, **given), dtype)
     if inverse is not None:
         kept = graph.edge_mask(mask).row
@@ -188,11 +183,11 @@ def test_bins(dtype: torch.dtype, transpose: bool, mean: bool) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [64, 7])
-def test_operands_in_the_type_of_sums(dtype: torch.dtype, width: int) -> None:
+def test_results_in_the_type_of_sums(dtype: torch.dtype, width: int) -> None:
     graph = SMALL.build()
-    x = values((31, width), sums(dtype), 1)
-    given = everything(graph, dtype, False, 1, width)
-    out, _ = aggregate(graph, x, dtype, wide_x=True, wide_out=True, **given)
+    x = values((31, width), dtype, 1)
+    given = everything(graph, dtype, False, width)
+    out, _ = aggregate(graph, x, dtype, wide_out=True, **given)
     assert out.dtype == sums(dtype)
     check(out, *exact_aggregate(graph, x, **given), dtype)
 
@@ -202,8 +197,8 @@ def test_strided_rows(begin: int) -> None:
     """From column 8 on vectors can be loaded, from 3 on the general kernel serves."""
     graph = SMALL.build()
     x = values((31, 80), torch.float32, 1)[:, begin : begin + 64]
-    given = everything(graph, torch.float32, False, 2, 64)
-    out, _ = aggregate(graph, x, torch.float32, num_heads=2, **given)
+    given = everything(graph, torch.float32, False, 64)
+    out, _ = aggregate(graph, x, torch.float32, **given)
     check(out, *exact_aggregate(graph, x, **given), torch.float32)
 
 
@@ -265,8 +260,8 @@ def test_order_and_grid_do_not_matter(dtype: torch.dtype, width: int) -> None:
     def both(**how: Any) -> list[Tensor]:
         results = [edge_dot(graph, x, x, mask, **how)]
         for transpose in (False, True):
-            given = everything(graph, dtype, transpose, 2, width)
-            results += aggregate(graph, x, dtype, mask, num_heads=2, mean=True, **given, **how)
+            given = everything(graph, dtype, transpose, width)
+            results += aggregate(graph, x, dtype, mask, mean=True, **given, **how)
         return results
 
     expected = both()
@@ -278,7 +273,7 @@ def test_order_and_grid_do_not_matter(dtype: torch.dtype, width: int) -> None:
 def test_orders_of_the_general_kernel() -> None:
     graph = SMALL.build()
     x = values((31, 135), torch.float32, 1)
-    given = everything(graph, torch.float32, False, 1, 135)
+    given = everything(graph, torch.float32, False, 135)
     expected, _ = aggregate(graph, x, torch.float32, **given)
     products = edge_dot(graph, x, x)
     for order, seed in ORDERS:
@@ -315,7 +310,7 @@ def test_sanitized(tmp_path: Path) -> None:
             for width in (7, 64, 256):
                 x = values((31, width), dtype, 1)
                 for transpose in (False, True):
-                    given = everything(graph, dtype, transpose, 1, width)
+                    given = everything(graph, dtype, transpose, width)
                     aggregate(graph, x, dtype, mask, mean=True, **given)
                 edge_dot(graph, x, x, mask)
         x = values((110, 64), torch.float32, 1)

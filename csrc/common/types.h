@@ -13,6 +13,15 @@ namespace kgrec {
 
 enum class DType : int8_t { f32, f64, bf16, f16 };
 
+inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+// That in which values of a type are added up; acc_t is the same at compile time.
+inline DType accumulate(DType dtype) {
+  return dtype == DType::f64 ? DType::f64 : DType::f32;
+}
+
 // Storage only: arithmetic happens after widening to float.
 struct BFloat16 {
   uint16_t bits;

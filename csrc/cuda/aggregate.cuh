@@ -150,13 +150,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       LaneValues<C, A> sum{};
       int32_t count = sum_share<T>(p, columns, share, sum);
       if (share.together) {
-#pragma unroll
-        for (int v = 0; v < C::kVectors; ++v) {
-#pragma unroll
-          for (int i = 0; i < C::kSize; ++i) {
-            sum[v][i] = sum_groups<C::kLanes>(sum[v][i]);
-          }
-        }
+        sum_groups(sum);
         count = sum_groups<C::kLanes>(count);
       }
       if (share.together && share.group > 0) {
@@ -164,10 +158,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       } else if (share.chunk < 0) {
         finish_row<T>(p, columns, share.row, count, counts, sum);
       } else {
-#pragma unroll
-        for (int v = 0; v < C::kVectors; ++v) {
-          columns.write(static_cast<A*>(p.partial) + share.chunk * p.width, v, sum[v]);
-        }
+        write_lanes(columns, static_cast<A*>(p.partial) + share.chunk * p.width, sum);
         if (counts) {
           store(p.partial_count + share.chunk, count);
         }
@@ -222,9 +213,8 @@ void launches_hubs(const AggregateParams& p, Run&& run) {
 
 template <class Run>
 void launches_aggregate(const AggregateParams& p, Run&& run) {
-  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
   const bool aligned = is_aligned(p.x, p.dtype) && is_aligned(p.relation, p.dtype) &&
-                       is_aligned(Matrix{p.addend, p.width}, sums);
+                       is_aligned(Matrix{p.addend, p.width}, accumulate(p.dtype));
   with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);

@@ -1,10 +1,20 @@
 #include <tuple>
 
-#include "cuda/aggregate_binding.h"
+#include "cuda/aggregate.h"
 #include "cuda/relation_grad_binding.h"
 
 namespace kgrec::cuda {
 namespace {
+
+// Launches it, with a workspace for the shares of hubs that is freed in order of the stream.
+void aggregate(const OnDevice& device, AggregateParams& params, const Tensor& like) {
+  Tensor partial =
+      make(like, {params.plan.num_chunks, params.width}, accumulate_type(params.dtype));
+  Tensor count = make(like, {params.plan.num_chunks}, ScalarType::Int);
+  params.partial = partial.mutable_data_ptr();
+  params.partial_count = count.mutable_data_ptr<int32_t>();
+  device.launch(launch_aggregate, params);
+}
 
 Tensor weighted_aggregate(
     const Tensor& x, const std::optional<Tensor>& weight, const Graph& graph,

@@ -7,7 +7,7 @@
 namespace kgrec::cuda {
 
 // The columns that a pass over the edges of a share covers, and the sums over whole heads that it
-// needs for them. A head is lanes() neighbouring lanes of a vector, or several whole vectors.
+// needs for them. A head is some neighbouring lanes of a vector, or several whole vectors.
 template <class T, class S>
 struct HeadColumns;
 
@@ -109,6 +109,12 @@ struct HeadColumns<T, AnyShape> : LaneColumns<T, AnyShape> {
   }
 };
 
+// What scores are multiplied by: 1 / sqrt(d).
+template <class A>
+KGREC_DEVICE A score_scale(int64_t width, int64_t num_heads) {
+  return A(1) / sqrt(A(width / num_heads));
+}
+
 // f(columns) for each pass that a row takes.
 template <class T, class S, class F>
 KGREC_DEVICE void for_passes(int lane_of_group, int64_t width, int64_t num_heads, F&& f) {
@@ -136,7 +142,7 @@ void with_head_shape(DType dtype, int64_t width, int64_t num_heads, bool aligned
       return f(Half{}, RowShape<Half, 32, 8>{});
     }
   }
-  const int64_t vector = dtype == DType::f64 ? 2 : dtype == DType::f32 ? 4 : 8;
+  const int64_t vector = kVectorBytes / element_bytes(dtype);
   const bool whole = width / num_heads % vector == 0 && num_heads <= kWarp;
   with_row_shape(dtype, width, aligned && whole, f);
 }

@@ -93,8 +93,7 @@ void with_row_shape(DType dtype, int64_t width, bool aligned, F&& f) {
 
 // Whether every row of the matrix begins at a multiple of 16 bytes. One that is not there does.
 inline bool is_aligned(const Matrix& x, DType dtype) {
-  const int64_t element_bytes = dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * element_bytes % 16 == 0;
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride * element_bytes(dtype) % 16 == 0;
 }
 
 }  // namespace kgrec::cuda

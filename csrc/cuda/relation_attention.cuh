@@ -8,12 +8,6 @@
 
 namespace kgrec::cuda {
 
-// In the type of sums; scores of the same edge are the same bits forward and backward.
-template <class A>
-KGREC_DEVICE A score_scale(int64_t width, int64_t num_heads) {
-  return A(1) / sqrt(A(width / num_heads));
-}
-
 // Q[h] * Rel[r] / sqrt(d), for the score of each edge of a run.
 template <class H, class A>
 KGREC_DEVICE void make_key(
@@ -190,13 +184,7 @@ KGREC_DEVICE void join_groups(AttentionState<H, A>& state) {
   for (int k = 0; k < H::kStates; ++k) {
     state.total[k] = sum_groups<kLanes>(state.total[k]);
   }
-#pragma unroll
-  for (int v = 0; v < H::kVectors; ++v) {
-#pragma unroll
-    for (int i = 0; i < H::kSize; ++i) {
-      state.sum[v][i] = sum_groups<kLanes>(state.sum[v][i]);
-    }
-  }
+  sum_groups(state.sum);
 }
 
 template <class A>

@@ -43,14 +43,12 @@ template <class H, class A>
 struct RowGrads {
   LaneValues<H, A> query{}, grad{};           // Q[h], dO[h]
   A lse[H::kStates], delta[H::kStates] = {};  // delta = dO . O - dlse
-  bool single;
 };
 
 template <class T, class H, class A>
 KGREC_DEVICE RowGrads<H, A> row_grads(
-    const AttentionBackwardParams& p, const H& columns, const Share& share, bool single) {
+    const AttentionBackwardParams& p, const H& columns, const Share& share) {
   RowGrads<H, A> row;
-  row.single = single;
   const bool there = share.begin < share.end;
   const T* grad = matrix_row<T>(p.grad_out, share.row);
   const A* out = static_cast<const A*>(p.out) + share.row * p.width;
@@ -162,7 +160,7 @@ KGREC_DEVICE void attend_backward(
   const A scale = score_scale<A>(p.width, p.num_heads);
   EdgeIds mine = ids_of(p.row, share.begin + share.lane, share.end);
   const bool single = has_single_edge<kLanes>(p.row, share, mine);
-  const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share, single);
+  const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share);
   RunShares<H, A> shares(p.sums, p.width, share, shared);
   EdgeResults<H, A> results;
   // Of the run at hand: its relation, and sums of a_e X[t] and ds_e Q[t].
@@ -255,7 +253,7 @@ KGREC_DEVICE void attend_backward(
         for (int k = 0; k < H::kStates; ++k) {
           a[k] = kept ? exp(score[k] - row.lse[k]) : A(0);
           A change = a[k] * (product[k] - row.delta[k]);
-          if (row.single && kept) {
+          if (single && kept) {
             const int64_t at = share.row * p.num_heads + columns.head(k);
             change = load(static_cast<const A*>(p.grad_lse) + at);
           }
@@ -287,42 +285,31 @@ __global__ void __launch_bounds__(kSumsThreads, kBlocksAtOnce)
   using A = acc_t<T>;
   using H = HeadColumns<T, S>;
   KGREC_DYNAMIC_SHARED(A, shared);
-  const auto share_of_row = [&](const Share& share, int steps, A* mine) {
+  const auto attend_row = [&](const Share& share, int steps, A* mine) {
     for_passes<T, S>(share.lane, p.width, p.num_heads, [&](const H& columns) {
       LaneValues<H, A> grad_query{};
       attend_backward<T>(p, columns, share, steps, mine, grad_query);
       if (share.together && H::kLanes < kWarp) {
-#pragma unroll
-        for (int v = 0; v < H::kVectors; ++v) {
-#pragma unroll
-          for (int i = 0; i < H::kSize; ++i) {
-            grad_query[v][i] = sum_groups<H::kLanes>(grad_query[v][i]);
-          }
-        }
+        sum_groups(grad_query);
       }
       if (share.row < 0 || (share.together && share.group > 0)) {
         return;
       }
       A* row = share.chunk < 0 ? static_cast<A*>(p.grad_query) + share.row * p.width
                                : static_cast<A*>(p.partial) + share.chunk * p.width;
-#pragma unroll
-      for (int v = 0; v < H::kVectors; ++v) {
-        columns.write(row, v, grad_query[v]);
-      }
+      write_lanes(columns, row, grad_query);
     });
   };
   for_sums_blocks<A>(
       p.sums, p.width, static_cast<A*>(shared), [&](int64_t first, int64_t stride, A* mine) {
         for_shares_in_step<H::kLanes>(
             p.row, p.plan, work_of(p.plan, p.sums), first, stride,
-            [&](const Share& share, int steps) { share_of_row(share, steps, mine); });
+            [&](const Share& share, int steps) { attend_row(share, steps, mine); });
       });
 }
 
 template <class Run>
-void launches_attention_backward(const AttentionBackwardParams& params, Run&& run) {
-  AttentionBackwardParams p = params;
-  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+void launches_attention_backward(const AttentionBackwardParams& p, Run&& run) {
   const bool aligned = is_aligned(p.query, p.dtype) && is_aligned(p.value, p.dtype) &&
                        is_aligned(p.relation, p.dtype) && is_aligned(p.grad_out, p.dtype);
   AggregateParams hubs;  // their chunks are added up as those of any sum
@@ -335,13 +322,7 @@ void launches_attention_backward(const AttentionBackwardParams& params, Run&& ru
   with_head_shape(p.dtype, p.width, p.num_heads, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);
-    const auto rows = [&](const RelationSums& at) {
-      p.sums = at;
-      const Geometry geometry =
-          sums_geometry<HeadColumns<T, S>::kLanes>(p.plan, p.sums, sums, p.width);
-      run(attention_backward_kernel<T, S>, geometry, p);
-    };
-    launches_with_sums(params.sums, sums, p.width, rows, run);
+    launches_with_sums<HeadColumns<T, S>::kLanes>(attention_backward_kernel<T, S>, p, run);
   });
   launches_hubs(hubs, run);
 }

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     attention_tails_kernel(const AttentionTailsParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
-  const A scale = A(1) / sqrt(A(p.width / p.num_heads));
+  const A scale = score_scale<A>(p.width, p.num_heads);
   for_shares<C::kLanes>(p.col, p.plan, [&](const Share& share) {
     int64_t slice = 0;
     do {
@@ -113,14 +113,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       TailSums<C, A> sum;
       sum_tails<T>(p, columns, share, sum);
       if (share.together) {
-#pragma unroll
-        for (int v = 0; v < C::kVectors; ++v) {
-#pragma unroll
-          for (int i = 0; i < C::kSize; ++i) {
-            sum.keys[v][i] = sum_groups<C::kLanes>(sum.keys[v][i]);
-            sum.values[v][i] = sum_groups<C::kLanes>(sum.values[v][i]);
-          }
-        }
+        sum_groups(sum.keys);
+        sum_groups(sum.values);
       }
       const int64_t at = (share.chunk < 0 ? share.row : share.chunk) * p.width;
       if (share.together && share.group > 0) {
@@ -140,11 +134,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
           columns.write(static_cast<T*>(p.grad_value) + at, v, sum.values[v]);
         }
       } else {
-#pragma unroll
-        for (int v = 0; v < C::kVectors; ++v) {
-          columns.write(static_cast<A*>(p.partial_query) + at, v, sum.keys[v]);
-          columns.write(static_cast<A*>(p.partial_value) + at, v, sum.values[v]);
-        }
+        write_lanes(columns, static_cast<A*>(p.partial_query) + at, sum.keys);
+        write_lanes(columns, static_cast<A*>(p.partial_value) + at, sum.values);
       }
       slice = C::next_slice(slice);
     } while (slice < p.width);

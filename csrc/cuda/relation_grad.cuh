@@ -12,9 +12,9 @@ KGREC_DEVICE void give_runs(
   LaneValues<H, A> left{}, run{};
   if (share.begin < share.end) {
     const A factor = load(static_cast<const A*>(p.left_scale) + share.row);
+    left = lane_values<T>(columns, matrix_row<T>(p.left, share.row));
 #pragma unroll
     for (int v = 0; v < H::kVectors; ++v) {
-      columns.read(matrix_row<T>(p.left, share.row), v, left[v]);
 #pragma unroll
       for (int i = 0; i < H::kSize; ++i) {
         left[v][i] *= factor;
@@ -81,20 +81,12 @@ __global__ void __launch_bounds__(kSumsThreads, kBlocksAtOnce)
 }
 
 template <class Run>
-void launches_relation_grad(const RelationGradParams& params, Run&& run) {
-  RelationGradParams p = params;
-  const DType sums = p.dtype == DType::f64 ? DType::f64 : DType::f32;
+void launches_relation_grad(const RelationGradParams& p, Run&& run) {
   const bool aligned = is_aligned(p.x, p.dtype) && is_aligned(p.left, p.dtype);
   with_row_shape(p.dtype, p.width, aligned, [&](auto element, auto shape) {
     using T = decltype(element);
     using S = decltype(shape);
-    const auto rows = [&](const RelationSums& at) {
-      p.sums = at;
-      const Geometry geometry =
-          sums_geometry<HeadColumns<T, S>::kLanes>(p.plan, p.sums, sums, p.width);
-      run(relation_grad_kernel<T, S>, geometry, p);
-    };
-    launches_with_sums(params.sums, sums, p.width, rows, run);
+    launches_with_sums<HeadColumns<T, S>::kLanes>(relation_grad_kernel<T, S>, p, run);
   });
 }
 

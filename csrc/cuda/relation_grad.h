@@ -48,9 +48,9 @@ void launch_relation_grad(const RelationGradParams& params, cudaStream_t stream)
 
 // -- Choices that bindings and tests share ------------------------------------------------------
 
-inline bool sums_fit_shared(DType sums, int64_t width, int64_t num_relations) {
-  const int64_t bytes = num_relations * width * (sums == DType::f64 ? 8 : 4);
-  return bytes * kSumsWarps <= kSumsSharedBytes;
+// For the sums of all warps of a block, which are of type `sums`.
+inline int64_t shared_sums_bytes(DType sums, int64_t width, int64_t num_relations) {
+  return kSumsWarps * num_relations * width * element_bytes(sums);
 }
 
 // A block for so many rows at least.

@@ -17,7 +17,7 @@ class SumsMemory {
     const ScalarType acc = accumulate_type(dtype);
     sums_.runs = run_plan(graph);
     sums_.in_shared =
-        sums_fit_shared(dtype == DType::f64 ? DType::f64 : DType::f32, width, num_relations());
+        shared_sums_bytes(accumulate(dtype), width, sums_.runs.num_relations) <= kSumsSharedBytes;
     sums_.blocks = sums_blocks(plan);
     if (acc != grad_relation.scalar_type()) {
       wide_ = make(grad_relation, {grad_relation.size(0), width}, acc);
@@ -38,8 +38,6 @@ class SumsMemory {
   }
 
  private:
-  int64_t num_relations() const { return sums_.runs.num_relations; }
-
   RelationSums sums_;
   Tensor& grad_relation_;
   Tensor wide_;

@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
   }
 }
 
-// Adds `rows` rows, the number of each given by row_of, to the columns of a lane.
+// The sum of rows of `work`, in the columns of a lane; row_of(i) is the number of one.
 template <class C, class A, class F>
 KGREC_DEVICE LaneValues<C, A> sum_rows(
     const C& columns, const A* work, int64_t width, int64_t begin, int64_t end, F&& row_of) {
@@ -266,48 +266,46 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
   }
 }
 
-// The row pass `rows(sums)` of each tile, and then its sums. `dtype` is that of the sums.
-template <class Rows, class Run>
-void launches_with_sums(
-    const RelationSums& sums, DType dtype, int64_t width, Rows&& rows, Run&& run) {
-  RelationSumsParams p{sums, dtype, width};
-  const auto typed = [&](auto zero) {
-    using A = decltype(zero);
-    if (sums.in_shared || sums.runs.num_tiles == 0) {
-      p.sums.tile = -1;
-      rows(p.sums);
-      if (sums.in_shared) {
-        run(relation_blocks_kernel<A>, grid_for(sums.runs.num_relations * width, kBlockThreads), p);
-      }
-      return;
-    }
-    for (p.sums.tile = 0; p.sums.tile < sums.runs.num_tiles; ++p.sums.tile) {
-      RelationSums of_rows = p.sums;
-      if (sums.runs.num_tiles == 1) {
-        of_rows.tile = -1;  // nothing to look up
-      }
-      rows(of_rows);
-      with_width<A>(width, is_aligned(Matrix{sums.work, width}, dtype), [&](auto shape) {
-        using S = decltype(shape);
-        run(relation_pieces_kernel<A, S>, grid_for_rows<S>(sums.runs.num_pieces), p);
-        run(relation_pieces_sum_kernel<A, S>, grid_for(sums.runs.num_sums, 1), p);
-      });
-    }
-  };
-  dtype == DType::f64 ? typed(double{}) : typed(float{});
-}
-
-// Of the row pass.
+// Of a row pass.
 template <int kLanes>
 Geometry sums_geometry(const RowPlan& plan, const RelationSums& sums, DType dtype, int64_t width) {
   Geometry geometry = grid_for(items_of<kLanes>(all_work(plan)), kSumsWarps);
   geometry.threads = kSumsThreads;
   if (sums.in_shared) {
     geometry.blocks = static_cast<unsigned>(sums.blocks);
-    geometry.shared_bytes = static_cast<unsigned>(
-        kSumsWarps * sums.runs.num_relations * width * (dtype == DType::f64 ? 8 : 4));
+    geometry.shared_bytes =
+        static_cast<unsigned>(shared_sums_bytes(dtype, width, sums.runs.num_relations));
   }
   return geometry;
+}
+
+// The row pass of each tile, a kernel whose params have `sums`, and then the sums of the tile.
+template <int kLanes, class P, class Run>
+void launches_with_sums(void (*rows)(P), P p, Run&& run) {
+  const RunPlan& runs = p.sums.runs;
+  RelationSumsParams sums{p.sums, accumulate(p.dtype), p.width};
+  const Geometry geometry = sums_geometry<kLanes>(p.plan, p.sums, sums.dtype, p.width);
+  const auto typed = [&](auto zero) {
+    using A = decltype(zero);
+    if (p.sums.in_shared || runs.num_tiles == 0) {
+      run(rows, geometry, p);
+      if (p.sums.in_shared) {
+        run(relation_blocks_kernel<A>, grid_for(runs.num_relations * p.width, kBlockThreads), sums);
+      }
+      return;
+    }
+    for (int64_t tile = 0; tile < runs.num_tiles; ++tile) {
+      p.sums.tile = runs.num_tiles > 1 ? tile : -1;  // one tile needs not be looked up
+      sums.sums.tile = tile;
+      run(rows, geometry, p);
+      with_width<A>(p.width, is_aligned(Matrix{p.sums.work, p.width}, sums.dtype), [&](auto shape) {
+        using S = decltype(shape);
+        run(relation_pieces_kernel<A, S>, grid_for_rows<S>(runs.num_pieces), sums);
+        run(relation_pieces_sum_kernel<A, S>, grid_for(runs.num_sums, 1), sums);
+      });
+    }
+  };
+  sums.dtype == DType::f64 ? typed(double{}) : typed(float{});
 }
 
 }  // namespace kgrec::cuda

@@ -134,6 +134,14 @@ KGREC_DEVICE LaneValues<C, acc_t<T>> lane_values(const C& columns, const T* row)
   return values;
 }
 
+template <class E, class C, class A>
+KGREC_DEVICE void write_lanes(const C& columns, E* row, const LaneValues<C, A>& values) {
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+    columns.write(row, v, values[v]);
+  }
+}
+
 // -- Edges -----------------------------------------------------------------------------------
 
 // What a group of lanes has of a row: all of a short one, its part of a long one or of a chunk.
@@ -276,6 +284,18 @@ KGREC_DEVICE A sum_groups(A x) {
     x += __shfl_xor_sync(kFullMask, x, offset);
   }
   return x;
+}
+
+// Of all that a lane has of a row.
+template <class C, class A>
+KGREC_DEVICE void sum_groups(LaneValues<C, A>& values) {
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+    for (int i = 0; i < C::kSize; ++i) {
+      values[v][i] = sum_groups<C::kLanes>(values[v][i]);
+    }
+  }
 }
 
 template <class T>

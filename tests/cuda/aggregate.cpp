@@ -9,7 +9,7 @@ KGREC_ENTRY(aggregate) {
   cuda::AggregateParams p;
   const bool transpose = args.integer("transpose", 0) != 0;
   p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = kgrec::accumulate(p.dtype);
   p.order = transpose ? cuda_host::column_order(args) : cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args, transpose ? "col_" : "");
   p.width = args.size("x", 1);
@@ -26,11 +26,7 @@ KGREC_ENTRY(aggregate) {
   }
   p.out = args.out("out", p.wide_out ? sums : p.dtype);
   const int64_t partials = p.plan.num_chunks * p.width;
-  if (sums == DType::f64) {
-    p.partial = args.workspace<double>("partial", partials);
-  } else {
-    p.partial = args.workspace<float>("partial", partials);
-  }
+  p.partial = args.workspace("partial", sums, partials);
   p.partial_count = args.workspace<int32_t>("partial_count", p.plan.num_chunks);
   cuda::launches_aggregate(p, args.launcher);
 }
@@ -44,6 +40,6 @@ KGREC_ENTRY(edge_dot) {
   p.width = args.size("row_side", 1);
   p.row_side = cuda_host::matrix(args, "row_side", p.dtype);
   p.col_side = cuda_host::matrix(args, "col_side", p.dtype);
-  p.out = args.out("out", cuda_host::accumulate(p.dtype));
+  p.out = args.out("out", kgrec::accumulate(p.dtype));
   cuda::launches_edge_dot(p, args.launcher);
 }

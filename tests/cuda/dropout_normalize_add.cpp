@@ -32,7 +32,7 @@ KGREC_ENTRY(dropout_normalize_add) {
   p.residual = cuda_host::matrix(args, "residual", p.dtype);
   p.y = args.out("y", p.dtype);
   p.out = args.out("out", p.dtype);
-  p.norm = args.out("norm", cuda_host::accumulate(p.dtype));
+  p.norm = args.out("norm", kgrec::accumulate(p.dtype));
   cuda::launches_dropout_normalize_add(p, args.launcher);
 }
 
@@ -46,7 +46,7 @@ KGREC_ENTRY(dropout_normalize_add_backward) {
   p.grad_y = cuda_host::matrix(args, "grad_y", p.dtype);
   p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
   p.y = cuda_host::matrix(args, "y", p.dtype);
-  p.norm = args.in("norm", cuda_host::accumulate(p.dtype));
+  p.norm = args.in("norm", kgrec::accumulate(p.dtype));
   p.grad_x = args.out("grad_x", p.dtype);
   cuda::launches_dropout_normalize_add_backward(p, args.launcher);
 }

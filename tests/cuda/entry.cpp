@@ -12,19 +12,6 @@ std::map<std::string, Entry>& registry() {
   return entries;
 }
 
-size_t bytes_of(DType dtype) {
-  switch (dtype) {
-    case DType::f32:
-      return 4;
-    case DType::f64:
-      return 8;
-    case DType::bf16:
-    case DType::f16:
-      return 2;
-  }
-  throw std::invalid_argument("unknown dtype");
-}
-
 template <class T>
 const T& find(const std::map<std::string, T>& values, const std::string& name, const char* kind) {
   const auto found = values.find(name);
@@ -89,16 +76,16 @@ void* Args::fetch(
 }
 
 const void* Args::in(const std::string& name, DType dtype) {
-  return fetch(name, 'f', bytes_of(dtype), false, false);
+  return fetch(name, 'f', static_cast<size_t>(element_bytes(dtype)), false, false);
 }
 const void* Args::in_or_null(const std::string& name, DType dtype) {
-  return fetch(name, 'f', bytes_of(dtype), false, true);
+  return fetch(name, 'f', static_cast<size_t>(element_bytes(dtype)), false, true);
 }
 void* Args::out(const std::string& name, DType dtype) {
-  return fetch(name, 'f', bytes_of(dtype), true, false);
+  return fetch(name, 'f', static_cast<size_t>(element_bytes(dtype)), true, false);
 }
 void* Args::out_or_null(const std::string& name, DType dtype) {
-  return fetch(name, 'f', bytes_of(dtype), true, true);
+  return fetch(name, 'f', static_cast<size_t>(element_bytes(dtype)), true, true);
 }
 
 void* Args::make_workspace(const std::string& name, int64_t bytes) {

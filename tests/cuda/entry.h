@@ -87,6 +87,10 @@ class Args {
     return static_cast<T*>(make_workspace(name, count * static_cast<int64_t>(sizeof(T))));
   }
 
+  void* workspace(const std::string& name, DType dtype, int64_t count) {
+    return make_workspace(name, count * element_bytes(dtype));
+  }
+
   bool has(const std::string& name) const { return arrays.count(name) != 0; }
   int64_t size(const std::string& name, int dim = 0);
   int64_t row_stride(const std::string& name);  // elements

@@ -14,11 +14,6 @@ inline Matrix matrix(Args& args, const std::string& name, DType dtype) {
   return args.has(name) ? Matrix{args.in(name, dtype), args.row_stride(name)} : Matrix{};
 }
 
-// The type of sums.
-inline DType accumulate(DType dtype) {
-  return dtype == DType::f64 ? DType::f64 : DType::f32;
-}
-
 inline OrderView row_order(Args& args) {
   OrderView view;
   view.num_rows = args.size("rowptr") - 1;

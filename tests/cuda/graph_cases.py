@@ -7,6 +7,7 @@ from graph_helpers import CASES, Case
 from torch import Tensor
 
 from kgrec_fast.cuda_plan import CHUNK
+from kgrec_fast.ops._common import accumulate_dtype
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in DTYPES}
@@ -27,10 +28,7 @@ def _all_bins() -> Case:
 BINS = _all_bins()
 SMALL = CASES["bipartite"]
 
-
-def sums(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of `dtype` are added up in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+sums = accumulate_dtype  # the type that values of a type are added up in
 
 
 def values(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:

@@ -7,7 +7,7 @@ KGREC_ENTRY(rationale_scores) {
   using namespace kgrec;
   cuda::RationaleParams p;
   p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = kgrec::accumulate(p.dtype);
   p.order = cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args);
   p.width = args.size("query", 1);
@@ -17,11 +17,7 @@ KGREC_ENTRY(rationale_scores) {
   p.logits = args.out("logits", sums);
   p.scores = args.out("scores", sums);
   const int64_t partials = 2 * p.plan.num_chunks;
-  if (sums == DType::f64) {
-    p.partial = args.workspace<double>("partial", partials);
-  } else {
-    p.partial = args.workspace<float>("partial", partials);
-  }
+  p.partial = args.workspace("partial", sums, partials);
   p.partial_count = args.workspace<int32_t>("partial_count", p.plan.num_chunks);
   cuda::launches_rationale_scores(p, args.launcher);
 }

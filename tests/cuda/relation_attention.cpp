@@ -9,11 +9,15 @@
 namespace kgrec::cuda {
 namespace {
 
-void* workspace(cuda_host::Args& args, const char* name, DType sums, int64_t count) {
-  if (sums == DType::f64) {
-    return args.workspace<double>(name, count);
-  }
-  return args.workspace<float>(name, count);
+// What all passes of attention take; returns the type of sums.
+template <class P>
+DType attention_operands(cuda_host::Args& args, P& p) {
+  p.dtype = args.dtype();
+  p.width = args.size("query", 1);
+  p.num_heads = args.integer("num_heads");
+  p.query = cuda_host::matrix(args, "query", p.dtype);
+  p.relation = cuda_host::matrix(args, "relation", p.dtype);
+  return accumulate(p.dtype);
 }
 
 // In shared memory with `in_shared`, which the binding chooses by size.
@@ -23,7 +27,7 @@ RelationSums relation_sums(cuda_host::Args& args, const RowPlan& plan, DType sum
   s.in_shared = args.integer("in_shared") != 0;
   s.blocks = sums_blocks(plan);
   s.grad = args.out("grad_relation", sums);
-  s.work = workspace(args, "work", sums, sums_work_rows(s) * width);
+  s.work = args.workspace("work", sums, sums_work_rows(s) * width);
   return s;
 }
 
@@ -33,57 +37,42 @@ RelationSums relation_sums(cuda_host::Args& args, const RowPlan& plan, DType sum
 KGREC_ENTRY(relation_attention) {
   using namespace kgrec;
   cuda::AttentionParams p;
-  p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = cuda::attention_operands(args, p);
   p.row = cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args);
-  p.width = args.size("query", 1);
-  p.num_heads = args.integer("num_heads");
-  p.query = cuda_host::matrix(args, "query", p.dtype);
   p.value = cuda_host::matrix(args, "value", p.dtype);
-  p.relation = cuda_host::matrix(args, "relation", p.dtype);
   p.out = args.out("out", sums);
   p.lse = args.out("lse", sums);
   const int64_t chunks = p.plan.num_chunks;
-  p.partial = cuda::workspace(args, "partial", sums, chunks * p.width);
-  p.partial_softmax = cuda::workspace(args, "partial_softmax", sums, 2 * chunks * p.num_heads);
+  p.partial = args.workspace("partial", sums, chunks * p.width);
+  p.partial_softmax = args.workspace("partial_softmax", sums, 2 * chunks * p.num_heads);
   cuda::launches_attention(p, args.launcher);
 }
 
 KGREC_ENTRY(relation_attention_backward) {
   using namespace kgrec;
   cuda::AttentionBackwardParams p;
-  p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = cuda::attention_operands(args, p);
   p.row = cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args);
-  p.width = args.size("query", 1);
-  p.num_heads = args.integer("num_heads");
   p.sums = cuda::relation_sums(args, p.plan, sums, p.width);
-  p.query = cuda_host::matrix(args, "query", p.dtype);
   p.value = cuda_host::matrix(args, "value", p.dtype);
-  p.relation = cuda_host::matrix(args, "relation", p.dtype);
   p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
   p.out = args.in("out", sums);
   p.lse = args.in("lse", sums);
   p.grad_lse = args.in("grad_lse", sums);
   p.edge_grad = args.out("edge_grad", sums);
   p.grad_query = args.out("grad_query", sums);
-  p.partial = cuda::workspace(args, "partial", sums, p.plan.num_chunks * p.width);
+  p.partial = args.workspace("partial", sums, p.plan.num_chunks * p.width);
   cuda::launches_attention_backward(p, args.launcher);
 }
 
 KGREC_ENTRY(relation_attention_tails) {
   using namespace kgrec;
   cuda::AttentionTailsParams p;
-  p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = cuda::attention_operands(args, p);
   p.col = cuda_host::column_order(args);
   p.plan = cuda_host::row_plan(args, "col_");
-  p.width = args.size("query", 1);
-  p.num_heads = args.integer("num_heads");
-  p.query = cuda_host::matrix(args, "query", p.dtype);
-  p.relation = cuda_host::matrix(args, "relation", p.dtype);
   p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
   p.edge_grad = args.in("edge_grad", sums);
   p.addend = args.in("addend", sums);
@@ -91,8 +80,8 @@ KGREC_ENTRY(relation_attention_tails) {
   p.grad_query = args.out("grad_query", p.dtype);
   p.grad_value = args.out("grad_value", p.dtype);
   const int64_t partials = p.plan.num_chunks * p.width;
-  p.partial_query = cuda::workspace(args, "partial_query", sums, partials);
-  p.partial_value = cuda::workspace(args, "partial_value", sums, partials);
+  p.partial_query = args.workspace("partial_query", sums, partials);
+  p.partial_value = args.workspace("partial_value", sums, partials);
   cuda::launches_attention_tails(p, args.launcher);
 }
 
@@ -100,7 +89,7 @@ KGREC_ENTRY(relation_grad) {
   using namespace kgrec;
   cuda::RelationGradParams p;
   p.dtype = args.dtype();
-  const DType sums = cuda_host::accumulate(p.dtype);
+  const DType sums = kgrec::accumulate(p.dtype);
   p.row = cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args);
   p.width = args.size("x", 1);

@@ -54,7 +54,7 @@ compat: $(VENV)/.installed $(VENV)/.data
 	$(PYTHON) -m venv $(COMPAT_VENV)
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install -U pip
 	rm -rf build/compat
-	$(PIP) wheel --no-deps --no-build-isolation -w build/compat .
+	KGREC_FAST_CUDA=0 $(PIP) wheel --no-deps --no-build-isolation -w build/compat .
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install \
 	  torch==$(COMPAT_TORCH) "$$(ls $(CURDIR)/build/compat/*.whl)[train,test]"
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps \

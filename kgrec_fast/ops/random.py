@@ -38,6 +38,13 @@ class Stream(IntEnum):
     ENTITY_MESSAGE = 0x0000
     USER_MESSAGE = 0x0100
     ITEM_MESSAGE = 0x0200
+    SAMPLED_EDGES = 0x0300
+    KEPT_INTERACTIONS = 0x0400
+    EDGE_NOISE = 0x0500
+    RANDOM_MASKED_EDGES = 0x0600
+    INTERACTION_NOISE = 0x0700
+    CONTRAST_NEGATIVES = 0x0800
+    NEGATIVE_ITEMS = 0x0900
 
 
 def check_rng(rng: Tensor | None, device: torch.device | None = None) -> Tensor:

@@ -13,6 +13,7 @@ struct OrderView {
   const int32_t* rel = nullptr;        // [E], null without relations
   const int32_t* pos = nullptr;        // [E] position in row order, null in row order itself
   const uint8_t* mask = nullptr;       // [E] non-zero where the edge is kept, null for all
+  bool mask_by_pos = false;            // the mask of a column order is in row order
   const int64_t* part_row = nullptr;   // [num_parts + 1], shares of CPU threads
   const int64_t* part_edge = nullptr;  // [num_parts + 1]
   int64_t num_rows = 0;

@@ -44,11 +44,11 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
   const A* weight = static_cast<const A*>(p.weight) - p.first_weight * p.num_heads;
   const A* source_scale = static_cast<const A*>(p.source_scale);
   const A scale = A(p.scale);
+  KeptEdges kept(order);
 
   for_stretches(order, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     V* memory = scratch.memory;
     typename S::Row sum(shape, memory), run(shape, memory);
-    int64_t count = 0;
     int64_t previous = -1;
     int in_run = 0;
     const auto end_run = [&] {
@@ -76,13 +76,10 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
       }
       in_run = 0;
     };
-    for (int64_t e = begin; e < end; ++e) {
-      prefetch_ahead(order, e, shape, x, p.x.stride);
+    const int64_t count = kept.each(begin, end, [&](int64_t e, int64_t ahead) {
+      prefetch_row(shape, x + order.idx[ahead] * p.x.stride);
       if (order.pos != nullptr && p.weight != nullptr) {
-        __builtin_prefetch(weight + order.pos[edge_ahead(order, e)] * shape.heads);
-      }
-      if (order.mask != nullptr && order.mask[e] == 0) {
-        continue;
+        __builtin_prefetch(weight + order.pos[ahead] * shape.heads);
       }
       if (in_run == kLongestRun ||
           (order.rel != nullptr && in_run > 0 && order.rel[e] != order.rel[previous])) {
@@ -90,7 +87,6 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
       }
       previous = e;
       ++in_run;
-      ++count;
       const X* row_x = x + order.idx[e] * p.x.stride;
       const A* w = weight + (order.pos != nullptr ? order.pos[e] : e) * shape.heads;
       for (int k = 0; k < shape.heads; ++k) {
@@ -102,7 +98,7 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
           run.v[i] += splat(factor) * shape.get(row_x, i);
         }
       }
-    }
+    });
     if (in_run > 0) {
       end_run();
     }
@@ -205,7 +201,7 @@ void edge_dot_typed(const EdgeDotParams& p, int64_t begin, int64_t end) {
       const T* left = row_side + row * p.row_side.stride;
       for (int64_t e = first; e < last; ++e) {
         Vec<A> sum{};
-        if (p.order.mask == nullptr || p.order.mask[e] != 0) {
+        if (is_kept(p.order, e)) {
           const T* right = col_side + p.order.idx[e] * p.col_side.stride;
           for (int i = 0; i < shape.vectors; ++i) {
             sum += shape.get(left, i) * shape.get(right, i);

@@ -25,6 +25,18 @@ inline SlotView slots(const Graph& graph) {
   return view;
 }
 
+// Column order under a mask that is read through the positions of the edges: it is small enough for
+// the caches, so no copy in column order is wanted here.
+inline OrderView masked_columns(
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask) {
+  STD_TORCH_CHECK(row_mask || !col_mask, "col_mask is expected with row_mask only");
+  OrderView view = column_order(graph, std::nullopt);
+  view.mask = mask_of(row_mask, view.num_edges);
+  view.mask_by_pos = row_mask.has_value();
+  return view;
+}
+
 // Rows that no edge can reach.
 inline void zero_rows_from(Tensor& x, int64_t first) {
   const int64_t row_bytes = x.size(1) * int64_t(x.element_size());

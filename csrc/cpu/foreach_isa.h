@@ -28,6 +28,8 @@ namespace kgrec::cpu::baseline {
 #include "cpu/simd.h"
 // rows of vectors, which come after vectors
 #include "cpu/shapes.h"
+// edges of a part, which come after rows
+#include "cpu/kept_edges.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::baseline
 #undef KGREC_VECTOR_BYTES
@@ -40,6 +42,8 @@ namespace kgrec::cpu::avx2 {
 #include "cpu/simd.h"
 // rows of vectors, which come after vectors
 #include "cpu/shapes.h"
+// edges of a part, which come after rows
+#include "cpu/kept_edges.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::avx2
 #undef KGREC_VECTOR_BYTES
@@ -52,6 +56,8 @@ namespace kgrec::cpu::avx512 {
 #include "cpu/simd.h"
 // rows of vectors, which come after vectors
 #include "cpu/shapes.h"
+// edges of a part, which come after rows
+#include "cpu/kept_edges.h"
 #include KGREC_KERNELS
 }  // namespace kgrec::cpu::avx512
 #undef KGREC_VECTOR_BYTES

@@ -14,7 +14,7 @@ struct RowSoftmax {
 template <class S>
 KGREC_INLINE void write_logits(
     const RationaleParams& p, const S& shape, int64_t row, int64_t begin, int64_t end,
-    typename S::Row& key) {
+    typename S::Row& key, KeptEdges& kept) {
   using T = typename S::Element;
   using A = typename S::A;
   using V = typename S::V;
@@ -28,12 +28,11 @@ KGREC_INLINE void write_logits(
   for (int i = 0; i < shape.vectors; ++i) {
     key.v[i] = shape.get(head, i) * splat(scale);
   }
-  for (int64_t e = begin; e < end; ++e) {
-    prefetch_ahead(order, e, shape, query, p.query.stride);
-    if (order.mask != nullptr && order.mask[e] == 0) {
-      logits[e] = -std::numeric_limits<A>::infinity();
-      continue;
-    }
+  if (order.mask != nullptr) {
+    std::fill(logits + begin, logits + end, -std::numeric_limits<A>::infinity());
+  }
+  kept.each(begin, end, [&](int64_t e, int64_t ahead) {
+    prefetch_row(shape, query + order.idx[ahead] * p.query.stride);
     if (relation != nullptr && order.rel[e] != relation_id) {
       relation_id = order.rel[e];
       const T* r = relation + relation_id * p.relation.stride;
@@ -47,7 +46,7 @@ KGREC_INLINE void write_logits(
       sum += key.v[i] * shape.get(tail, i);
     }
     logits[e] = hsum<A>(sum);
-  }
+  });
 }
 
 // Calls f(place, vector, lanes that count) over A[begin, end).
@@ -102,13 +101,14 @@ KGREC_INLINE void write_scores(
 template <class S>
 void score_part(const RationaleParams& p, const S& shape, int64_t part, Scratch<S>& scratch) {
   using A = typename S::A;
+  KeptEdges kept(p.order);
   for_stretches(p.order, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     if (begin == end) {
       return;
     }
     typename S::V* memory = scratch.memory;
     typename S::Row key(shape, memory);
-    write_logits(p, shape, row, begin, end, key);
+    write_logits(p, shape, row, begin, end, key, kept);
     const RowSoftmax<A> softmax = look_at<A>(p, begin, end);
     if (piece < 0) {
       write_scores(p, begin, end, softmax);

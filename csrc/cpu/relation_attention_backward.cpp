@@ -31,10 +31,9 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& relation, const Tensor& out, const Tensor&, const Tensor& weight,
     const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask, int64_t num_heads) {
-  check_masks(row_mask, col_mask);
   AttentionBackwardParams params;
   params.row = row_order(graph, row_mask);
-  const OrderView col = column_order(graph, col_mask);
+  const OrderView col = masked_columns(graph, row_mask, col_mask);
   params.slots = slots(graph);
   const int64_t num_rows = params.row.num_rows, num_cols = col.num_rows;
   params.dtype = dtype_of(query, "query");

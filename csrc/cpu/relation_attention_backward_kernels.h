@@ -10,12 +10,9 @@ namespace {
 // The only unmasked edge of a row, -1 where there are more or none.
 KGREC_INLINE int64_t single_edge(const OrderView& order, int64_t row) {
   const int64_t begin = order.ptr[row], end = order.ptr[row + 1];
-  if (order.mask == nullptr) {
-    return end - begin == 1 ? begin : -1;
-  }
   int64_t found = -1;
   for (int64_t e = begin; e < end; ++e) {
-    if (order.mask[e] != 0) {
+    if (is_kept(order, e)) {
       if (found >= 0) {
         return -1;
       }
@@ -25,12 +22,13 @@ KGREC_INLINE int64_t single_edge(const OrderView& order, int64_t row) {
   return found;
 }
 
-// Writes X[t] . (dO[h] * Rel[r]) by head, 0 where an edge is masked, and adds dO[h] times the sum
-// of a_e X[t] of each run to its slot.
+// Writes X[t] . (dO[h] * Rel[r]) by head of the unmasked edges, one after another, and adds dO[h]
+// times the sum of a_e X[t] of each run to its slot. Returns the number of these edges.
 template <class S>
-KGREC_INLINE void write_weight_grads(
+KGREC_INLINE int64_t write_weight_grads(
     const AttentionBackwardParams& p, const S& shape, int64_t row, int64_t begin, int64_t end,
-    typename S::A* weight_grad, typename S::Row& grad_key, typename S::Row& values) {
+    typename S::A* weight_grad, typename S::Row& grad_key, typename S::Row& values,
+    KeptEdges& kept) {
   using T = typename S::Element;
   using A = typename S::A;
   using V = typename S::V;
@@ -51,14 +49,8 @@ KGREC_INLINE void write_weight_grads(
   };
   int32_t relation_id = -1;
   LaneSums<A> sums(weight_grad);
-  for (int64_t e = begin; e < end; ++e) {
-    prefetch_ahead(order, e, shape, value, p.value.stride);
-    if (order.mask != nullptr && order.mask[e] == 0) {
-      for (int k = 0; k < shape.heads; ++k) {
-        sums.push(V{});
-      }
-      continue;
-    }
+  const int64_t found = kept.each(begin, end, [&](int64_t e, int64_t ahead) {
+    prefetch_row(shape, value + order.idx[ahead] * p.value.stride);
     if (in_run > 0 && (order.rel[e] != relation_id || in_run == kLongestRun)) {
       end_run();
     }
@@ -82,11 +74,12 @@ KGREC_INLINE void write_weight_grads(
       }
       sums.push(sum);
     }
-  }
+  });
   sums.finish();
   if (in_run > 0) {
     end_run();
   }
+  return found;
 }
 
 template <class S>
@@ -98,13 +91,17 @@ void score_grads_part(
   const int heads = shape.heads;
   const A* weight = static_cast<const A*>(p.weight);
   A* score_grad = static_cast<A*>(p.score_grad);
-  for_stretches(p.row, part, [&](int64_t row, int64_t begin, int64_t end, int64_t) {
+  KeptEdges kept(p.row);
+  for_stretches(p.row, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     if (begin == end) {
       return;
     }
     V* memory = scratch.memory;
     typename S::Row grad_key(shape, memory), values(shape, memory);
-    write_weight_grads(p, shape, row, begin, end, score_grad + begin * heads, grad_key, values);
+    A* const grad = score_grad + begin * heads;
+    const int64_t found =
+        write_weight_grads(p, shape, row, begin, end, grad, grad_key, values, kept);
+    spread_kept(p.row, begin, end, heads, found, grad);
     // ds_e = a_e (da_e - delta), delta = dO . O - dlse
     const A* out = static_cast<const A*>(p.out) + row * p.width;
     const A* grad_out = static_cast<const A*>(p.grad_out.data) + row * p.grad_out.stride;
@@ -117,12 +114,12 @@ void score_grads_part(
       delta[k] = hsum<A>(sum) - grad_lse[k];
     }
     lanes.spread(delta);
-    A* grad = score_grad + begin * heads;
     for_vectors<A>((end - begin) * heads, [&](int64_t i, int n) {
       const V a = load_n(weight + begin * heads + i, n);
       store_n(grad + i, a * (load_n(grad + i, n) - load(lanes.at(i))), n);
     });
-    const int64_t single = single_edge(p.row, row);
+    // The whole row is looked at only where this may be its only edge.
+    const int64_t single = found == 1 || piece >= 0 ? single_edge(p.row, row) : -1;
     if (begin <= single && single < end) {
       // The softmax of one edge is 1 whatever its score.
       std::copy(grad_lse, grad_lse + heads, score_grad + single * heads);

@@ -23,12 +23,12 @@ struct RowSoftmax {
   A* total;  // sum of exp(score - top)
 };
 
-// Q[t] . (Q[h] * Rel[r]) / sqrt(d) by head, -inf where an edge is masked. Q[h] * Rel[r] is formed
-// once a run of equal relation.
+// Q[t] . (Q[h] * Rel[r]) / sqrt(d) by head, of the unmasked edges one after another; returns how
+// many they are. Q[h] * Rel[r] is formed once a run of equal relation.
 template <class S>
-KGREC_INLINE void write_scores(
+KGREC_INLINE int64_t write_scores(
     const AttentionParams& p, const S& shape, int64_t row, int64_t begin, int64_t end,
-    typename S::A* scores, typename S::Row& key) {
+    typename S::A* scores, typename S::Row& key, KeptEdges& kept) {
   using T = typename S::Element;
   using A = typename S::A;
   using V = typename S::V;
@@ -37,18 +37,10 @@ KGREC_INLINE void write_scores(
   const T* relation = static_cast<const T*>(p.relation.data);
   const T* head = query + row * p.query.stride;
   const A scale = A(1) / std::sqrt(A(p.width / p.num_heads));
-  V masked{};
-  masked[0] = -std::numeric_limits<A>::infinity();
   int32_t relation_id = -1;
   LaneSums<A> sums(scores);
-  for (int64_t e = begin; e < end; ++e) {
-    prefetch_ahead(order, e, shape, query, p.query.stride);
-    if (order.mask != nullptr && order.mask[e] == 0) {
-      for (int k = 0; k < shape.heads; ++k) {
-        sums.push(masked);
-      }
-      continue;
-    }
+  const int64_t found = kept.each(begin, end, [&](int64_t e, int64_t ahead) {
+    prefetch_row(shape, query + order.idx[ahead] * p.query.stride);
     if (order.rel[e] != relation_id) {
       relation_id = order.rel[e];
       const T* r = relation + relation_id * p.relation.stride;
@@ -64,8 +56,9 @@ KGREC_INLINE void write_scores(
       }
       sums.push(sum);
     }
-  }
+  });
   sums.finish();
+  return found;
 }
 
 // Turns scores into exp(score - top), and finds top and total.
@@ -126,18 +119,20 @@ void weights_part(
   using A = typename S::A;
   const int heads = shape.heads;
   A* weight = static_cast<A*>(p.weight) - p.first_weight * heads;
+  KeptEdges kept(p.row);
   for_stretches(p.row, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     typename S::V* memory = scratch.memory;
     typename S::Row key(shape, memory);
     A* const scores = weight + begin * heads;
-    const int64_t size = (end - begin) * heads;
-    write_scores(p, shape, row, begin, end, scores, key);
+    const int64_t found = write_scores(p, shape, row, begin, end, scores, key, kept);
+    const int64_t size = found * heads;
     exponentiate(shape, scores, size, softmax);
     if (piece >= 0) {
       A* partial = static_cast<A*>(p.partial) + piece * 2 * heads;
       std::copy(softmax.top, softmax.top + heads, partial);
       std::copy(softmax.total, softmax.total + heads, partial + heads);
       p.partial_row[piece] = row;
+      spread_kept(p.row, begin, end, heads, found, scores);
       return;
     }
     A* lse = static_cast<A*>(p.lse) + row * heads;
@@ -146,6 +141,7 @@ void weights_part(
       softmax.total[k] = inverse(softmax.total[k]);
     }
     multiply<S>(scores, size, softmax.total, softmax.lanes);
+    spread_kept(p.row, begin, end, heads, found, scores);
   });
 }
 

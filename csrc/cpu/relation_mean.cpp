@@ -28,12 +28,11 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
     const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask) {
-  check_masks(row_mask, col_mask);
   const int64_t num_rows = graph[kRowPtr].numel() - 1;
 
   // Gradient of x: the same weighted sum over columns, each row's share weighted by its count.
   AggregateParams params;
-  params.order = column_order(graph, col_mask);
+  params.order = masked_columns(graph, row_mask, col_mask);
   check_relations(params.order);
   params.dtype = dtype_of(x, "x");
   const Tensor source = operand(x, "x", params.order.num_rows, x);

@@ -90,25 +90,6 @@ struct Scratch {
   V* memory;
 };
 
-// The edge whose operands are asked for while edge e is worked on.
-KGREC_INLINE int64_t edge_ahead(const OrderView& order, int64_t e) {
-  constexpr int64_t kAhead = 12;
-  return std::min(e + kAhead, order.num_edges - 1);
-}
-
-// Brings the row of x that an edge soon to come reads towards the first level of the cache.
-template <class S, class X>
-KGREC_INLINE void prefetch_ahead(
-    const OrderView& order, int64_t e, const S& shape, const X* x, int64_t stride) {
-  const int64_t ahead = edge_ahead(order, e);
-  if (order.mask == nullptr || order.mask[ahead] != 0) {
-    const char* row = reinterpret_cast<const char*>(x + order.idx[ahead] * stride);
-    for (int64_t at = 0; at < shape.width * int64_t(sizeof(X)); at += 64) {
-      __builtin_prefetch(row + at);
-    }
-  }
-}
-
 // Calls run(shape) with a FixedShape of one head for the usual widths, else with an AnyShape.
 template <class T, class F>
 void with_row_shape(int64_t width, F&& run) {

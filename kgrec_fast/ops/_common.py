@@ -112,10 +112,10 @@ def prepare_mask(graph: _Graph, edge_mask: EdgeMask | Tensor | None) -> EdgeMask
 
 
 def mask_tensors(mask: EdgeMask | None, columns: bool) -> tuple[Tensor | None, Tensor | None]:
-    """(row mask, column mask) as ops take them; the second only where a pass needs it."""
+    """(row mask, column mask) as ops take them; the second only where a pass on CUDA needs it."""
     if mask is None:
         return None, None
-    return mask.row, mask.col if columns else None
+    return mask.row, mask.col if columns and mask.row.is_cuda else None
 
 
 def kept_edges(graph: _Graph, mask: EdgeMask | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import baselines
+from benchmarks import _step_data, baselines
 from benchmarks._harness import Row, check_close, finish, interleave, parser, quantile, start, table
-from kgrec_fast.data import KGDataset, PairLoader, load_dataset, planted_rationales
+from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
@@ -186,7 +185,11 @@ def breakdown(
 
 def _arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
-    result.add_argument("--data", default="ml-100k", help="name or folder (default ml-100k)")
+    result.add_argument(
+        "--data",
+        default="ml-100k",
+        help="alibaba-fashion, news, or a name or folder of `kgrec-fast train` (default ml-100k)",
+    )
     names = ", ".join(baselines.BASELINES)
     result.add_argument("--baseline", default="auto", help=f"auto, {names}")
     result.add_argument("--batch-size", type=int, default=2048)
@@ -201,12 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _arguments().parse_args(arguments)
     start(options)
     baseline = baselines.find_baseline(options.baseline)
-    if options.quick:
-        data = planted_rationales(60, 50, 2, interactions=(5, 8))
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            data = load_dataset(options.data, recbole_items=True)
+    data = _step_data.load(options.data, options.quick)
     print(
         f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_entities:,} nodes, "
         f"{data.n_edges:,} triples, {data.train.shape[1]:,} training pairs"

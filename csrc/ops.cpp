@@ -59,4 +59,9 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor? rng, float p, int stream) -> Tensor");
 
   m.def("random_bits(Tensor rng, int stream, int n) -> Tensor");
+  m.def("gumbel_noise(int n, Tensor rng, int stream) -> Tensor");
+  m.def(
+      "topk_mask(Tensor values, int? k, float? rate, bool largest, Tensor? mask, Tensor? rng, "
+      "int[] streams) -> Tensor");
+  m.def("mask_positions(Tensor mask, int count) -> Tensor");
 }

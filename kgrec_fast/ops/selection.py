@@ -205,11 +205,10 @@ def topk_mask_reference(
     order = torch.sort(keys, descending=largest, stable=True).indices
     allowed = torch.ones_like(keys, dtype=torch.bool) if mask is None else mask
     in_order = allowed[order]
-    rank = in_order.cumsum(0)
-    if rate is None:
-        chosen = in_order & (rank <= k)
-    else:
-        chosen = in_order & (rank <= (in_order.sum().double() * rate).floor())
+    limit = (in_order.sum().double() * (1.0 if rate is None else rate)).floor()
+    if k is not None:
+        limit = limit.clamp(max=k)
+    chosen = in_order & (in_order.cumsum(0) <= limit)
     return torch.zeros_like(allowed).scatter(0, order, chosen)
 
 

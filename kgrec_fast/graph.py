@@ -362,6 +362,8 @@ class RelGraph(_Graph):
     """
 
     relation_counts: Tensor  # int64 [num_relations]
+    # int32 [E], row order: see `relation_rank`. Not saved.
+    rank: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_edges(
@@ -415,12 +417,29 @@ class RelGraph(_Graph):
         """int64 [E] in the caller's order, rebuilt at each call."""
         return self.to_caller_order(self.rel.long())
 
+    @property
+    def relation_rank(self) -> Tensor:
+        """int32 [E] in row order: how many edges of its relation have a lower id of the caller.
+
+        Made when first asked for, then kept.
+        """
+        if self.rank is None:
+            order = _sort_by(self.edge_type, None, 0)
+            before = self.relation_counts.cumsum(0) - self.relation_counts
+            place = torch.empty_like(order)
+            place[order] = torch.arange(self.num_edges, device=self.device)
+            self._keep(rank=(self.to_row_order(place) - before[self.rel.long()]).int())
+        return self.rank  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class InteractionGraph(_Graph):
     """Interactions: edges (user, item) with an optional weight; rows are users, columns items."""
 
     weight: Tensor | None  # [E] in the caller's order
+    # int64 [num_rows + 1], int32 [distinct edges]: see `untouched`. Not saved.
+    touched_ptr: Tensor | None = field(default=None, kw_only=True)
+    touched_gap: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_edges(
@@ -457,6 +476,33 @@ class InteractionGraph(_Graph):
         _check_ids("edge_index[1]", item, items, "items")
         built = _build(user, item, None, (users, items, 0))
         return cls(**built, weight=weight)._plan_on_cuda()
+
+    def untouched(self) -> tuple[Tensor, Tensor]:
+        """What finds the items that a user has no edge to. Made when first asked for, then kept.
+
+        With the distinct items t_0 < t_1 < ... of a user, t_j - j items below t_j are untouched:
+        its gap. So the untouched item at place k is k + #{j: gap_j <= k}.
+
+        Returns:
+            Pointers into the gaps (int64 [num_rows + 1]), and the gaps of all users (int32).
+
+        Raises:
+            ValueError: a user has touched all items.
+        """
+        if self.touched_ptr is None:
+            items = max(self.num_cols, 1)
+            distinct = torch.unique(self.head.long() * items + self.col)
+            user, item = distinct // items, distinct % items
+            pointers = _pointers(user, self.num_rows)
+            full = (pointers.diff() >= self.num_cols).nonzero().flatten()
+            if full.numel():
+                raise ValueError(
+                    f"user {int(full[0])} has touched all {self.num_cols} items, "
+                    "expected at least one untouched item for every user"
+                )
+            place = torch.arange(distinct.numel(), device=self.device) - pointers[user]
+            self._keep(touched_ptr=pointers, touched_gap=(item - place).int())
+        return self.touched_ptr, self.touched_gap  # type: ignore[return-value]
 
 
 for _cls in (RelGraph, InteractionGraph):

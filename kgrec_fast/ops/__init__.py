@@ -15,6 +15,18 @@ from kgrec_fast.ops.projected_attention import projected_attention, projected_at
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
 from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
+from kgrec_fast.ops.sampling import (
+    dropout_mask,
+    dropout_mask_reference,
+    random_permutation,
+    random_permutation_reference,
+    sample_edges,
+    sample_edges_per_relation,
+    sample_edges_per_relation_reference,
+    sample_edges_reference,
+    sample_negatives,
+    sample_negatives_reference,
+)
 from kgrec_fast.ops.scatter import (
     scatter_mean,
     scatter_mean_reference,
@@ -46,6 +58,8 @@ from kgrec_fast.ops.selection import (
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
 
 __all__ = [
+    "dropout_mask",
+    "dropout_mask_reference",
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
     "gumbel_noise",
@@ -58,12 +72,20 @@ __all__ = [
     "masked_edges_reference",
     "projected_attention",
     "projected_attention_reference",
+    "random_permutation",
+    "random_permutation_reference",
     "rationale_scores",
     "rationale_scores_reference",
     "relation_attention",
     "relation_attention_reference",
     "relation_mean",
     "relation_mean_reference",
+    "sample_edges",
+    "sample_edges_per_relation",
+    "sample_edges_per_relation_reference",
+    "sample_edges_reference",
+    "sample_negatives",
+    "sample_negatives_reference",
     "scatter_mean",
     "scatter_mean_reference",
     "scatter_softmax",

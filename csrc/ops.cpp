@@ -68,4 +68,9 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "sample_negatives(Tensor rng, Tensor users, Tensor ptr, Tensor gap, int num_items, "
       "int stream) -> Tensor");
+  m.def("gumbel_noise(int n, Tensor rng, int stream) -> Tensor");
+  m.def(
+      "topk_mask(Tensor values, int? k, float? rate, bool largest, Tensor? mask, Tensor? rng, "
+      "int[] streams) -> Tensor");
+  m.def("mask_positions(Tensor mask, int count) -> Tensor");
 }

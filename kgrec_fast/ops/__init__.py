@@ -43,6 +43,18 @@ from kgrec_fast.ops.segment import (
     segment_sum,
     segment_sum_reference,
 )
+from kgrec_fast.ops.selection import (
+    gumbel_noise,
+    gumbel_noise_reference,
+    gumbel_topk,
+    gumbel_topk_reference,
+    mask_positions,
+    mask_positions_reference,
+    masked_edges,
+    masked_edges_reference,
+    topk_mask,
+    topk_mask_reference,
+)
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
 
 __all__ = [
@@ -50,6 +62,14 @@ __all__ = [
     "dropout_mask_reference",
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
+    "gumbel_noise",
+    "gumbel_noise_reference",
+    "gumbel_topk",
+    "gumbel_topk_reference",
+    "mask_positions",
+    "mask_positions_reference",
+    "masked_edges",
+    "masked_edges_reference",
     "projected_attention",
     "projected_attention_reference",
     "random_permutation",
@@ -78,6 +98,8 @@ __all__ = [
     "segment_softmax_reference",
     "segment_sum",
     "segment_sum_reference",
+    "topk_mask",
+    "topk_mask_reference",
     "use_reference",
     "weighted_aggregate",
     "weighted_aggregate_reference",

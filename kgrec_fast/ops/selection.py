@@ -1,0 +1,376 @@
+"""Selection without sorting: the k largest as a mask, weighted sampling, positions of set bits.
+
+Nothing here is differentiable. Every result depends on its arguments alone: the same bits on every
+device, on every instruction set and for any number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kgrec_fast import _library
+from kgrec_fast.ops import _common
+from kgrec_fast.ops.random import (
+    UNIFORM_BITS,
+    Stream,
+    check_rng,
+    check_stream,
+    random_bits_reference,
+)
+
+MAX_STREAMS = 4
+"""Most streams of noise in one call: kernels take them by value."""
+
+# log(1 + f) = f - f^2 / 2 + f^3 P(f) for 1 + f in [sqrt(1/2), sqrt(2)): P by Lawson's iteration, to
+# 6e-9 of log(1 + f). Kept equal to csrc/common/gumbel.h by a test.
+_SERIES = tuple(
+    float.fromhex(c)
+    for c in (
+        "0x1.555554p-2",
+        "-0x1.000226p-2",
+        "0x1.99a008p-3",
+        "-0x1.547244p-3",
+        "0x1.22da1ep-3",
+        "-0x1.0d8542p-3",
+        "0x1.055b68p-3",
+        "-0x1.38b576p-4",
+    )
+)
+# ln 2 in two parts; the first has 9 bits, so that its product with an exponent is exact.
+_LN2_HIGH = float.fromhex("0x1.63p-1")
+_LN2_LOW = float.fromhex("-0x1.bd0106p-13")
+_ROOT_HALF_BITS = 0x3F3504F3  # sqrt(1/2) as float32
+_EXPONENT_BIAS = 127
+_MANTISSA_BITS = 23
+
+
+def _log(f: Tensor, e: Tensor) -> Tensor:
+    """log((1 + f) * 2**e) of float32 tensors: products and sums, each of them rounded."""
+    square = f * f
+    p = torch.full_like(f, _SERIES[-1])
+    for c in reversed(_SERIES[:-1]):
+        p = p * f + c
+    tail = f * square * p + e * _LN2_LOW - square * 0.5
+    return f + tail + e * _LN2_HIGH
+
+
+def _as_float(bits: Tensor) -> Tensor:
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def _exponent(x: Tensor) -> Tensor:
+    """e with x in about [sqrt(1/2), sqrt(2)) * 2**e, of positive float32 numbers."""
+    return (x.view(torch.int32) - _ROOT_HALF_BITS) >> _MANTISSA_BITS
+
+
+def gumbel_noise_reference(n: int, rng: Tensor, stream: int) -> Tensor:
+    """`gumbel_noise` in plain PyTorch, the very steps of ``csrc/common/gumbel.h``."""
+    k = random_bits_reference(rng, stream, n) >> (32 - UNIFORM_BITS)
+    odd = (2 * k + 1).to(torch.int32)  # u = odd / 2**25, which float32 cannot hold
+    e = _exponent(odd.to(torch.float32))
+    power = _as_float((e + _EXPONENT_BIAS) << _MANTISSA_BITS)
+    inverse = _as_float((_EXPONENT_BIAS - e) << _MANTISSA_BITS)
+    # odd - 2**e has no more than 24 bits, so that f is exact.
+    f = (odd - power.to(torch.int32)).to(torch.float32) * inverse
+    x = -_log(f, (e - (UNIFORM_BITS + 1)).to(torch.float32))
+    e = _exponent(x)
+    mantissa = _as_float(x.view(torch.int32) - (e << _MANTISSA_BITS))
+    return -_log(mantissa - 1.0, e.to(torch.float32))
+
+
+def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
+    """Standard Gumbel noise: -log(-log(u)), u = (k + 0.5) / 2**24.
+
+    k are the 24 high bits of the word of element i (see `kgrec_fast.ops.random.uniform`), so that
+    u is neither 0 nor 1 and the noise lies between -2.853 and 17.329. It does not fall where k
+    rises, and is within 2e-7 * max(1, |g|) of the exact g.
+
+    Args:
+        n: how many.
+        rng: int64[2], (seed, step).
+        stream: stream number, 0 <= stream < 2**32.
+
+    Returns:
+        float32 [n], the same bits on every device: the logarithm is written in products and sums
+        that are rounded one by one. O(n).
+
+    Raises:
+        TypeError, ValueError: `n`, `rng` or `stream` is not as described.
+    """
+    check_rng(rng)
+    if n < 0:
+        raise ValueError(f"n is {n}, expected a count >= 0")
+    stream = check_stream(stream)
+    if not _runs_native("gumbel_noise", rng.device):
+        return gumbel_noise_reference(n, rng, stream)
+    return torch.ops.kgrec_fast.gumbel_noise(n, rng.contiguous(), stream)
+
+
+def _runs_native(name: str, device: torch.device) -> bool:
+    return _common.runs_native(device) and hasattr(torch.ops.kgrec_fast, name)
+
+
+def _check_mask(name: str, mask: Tensor, like: Tensor | None = None) -> None:
+    """A bool vector, of the length and on the device of `like`."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = f"{mask.dtype} tensor" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{name} is a {found}, expected a bool tensor")
+    if mask.dim() != 1 or (like is not None and mask.shape != like.shape):
+        expected = "[n]" if like is None else list(like.shape)
+        raise ValueError(f"{name} has shape {list(mask.shape)}, expected {expected}")
+    if like is not None:
+        _common.check_device(name, mask, like.device)
+
+
+def _check_values(name: str, values: Tensor) -> None:
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name} is a {type(values).__name__}, expected a torch.Tensor")
+    if values.dtype not in _common.FLOAT_TYPES:
+        raise TypeError(
+            f"{name} has dtype {values.dtype}, expected float32, float64, bfloat16, float16"
+        )
+    if values.dim() != 1:
+        raise ValueError(f"{name} has shape {list(values.shape)}, expected [n]")
+
+
+def topk_mask(
+    values: Tensor,
+    k: int | None = None,
+    rate: float | None = None,
+    largest: bool = True,
+    mask: Tensor | None = None,
+    rng: Tensor | None = None,
+    streams: Sequence[int] = (),
+) -> Tensor:
+    """The k largest (or smallest) of the elements in a mask, as a mask.
+
+    Radix select on the bits of the numbers: a few passes of histograms, no sort. Of equal numbers
+    the ones with lower positions are taken; -0 equals 0, and NaN lies above infinity.
+
+    Args:
+        values: [n], float32, float64, bfloat16 or float16 (compared as float32).
+        k: how many, 0 <= k <= n; all set bits of the mask where there are fewer.
+        rate: instead of k, the share of the set bits of the mask, in [0, 1]:
+            k = floor(rate * set bits), counted on the device.
+        largest: False takes the smallest, NaN last.
+        mask: bool [n], who may be taken; None for all.
+        rng: int64[2], (seed, step); needed with `streams` only.
+        streams: at most 4 stream numbers. The Gumbel noise of each (`gumbel_noise`, element i that
+            of position i) is added to the values in turn, in float32, or float64 for float64.
+
+    Returns:
+        bool [n]. O(n), with a workspace of 4 bytes an element (8 for float64). No synchronisation.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, range or device is not as described, or
+            not exactly one of `k` and `rate` is given.
+    """
+    _check_values("values", values)
+    n = values.numel()
+    if (k is None) == (rate is None):
+        raise ValueError(f"k is {k} and rate is {rate}, expected exactly one of them")
+    if k is not None and not 0 <= k <= n:
+        raise ValueError(f"k is {k}, expected 0 <= k <= {n}, the number of values")
+    if rate is not None and not 0 <= rate <= 1:
+        raise ValueError(f"rate is {rate}, expected 0 <= rate <= 1")
+    if mask is not None:
+        _check_mask("mask", mask, values)
+    numbers = [check_stream(stream) for stream in streams]
+    if len(numbers) > MAX_STREAMS:
+        raise ValueError(f"streams has {len(numbers)} numbers, expected at most {MAX_STREAMS}")
+    if numbers:
+        check_rng(rng, values.device)
+    if not _runs_native("topk_mask", values.device):
+        return topk_mask_reference(values, k, rate, largest, mask, rng, numbers)
+    rng = rng if numbers else None
+    return torch.ops.kgrec_fast.topk_mask(values, k, rate, largest, mask, rng, numbers)
+
+
+def topk_mask_reference(
+    values: Tensor,
+    k: int | None = None,
+    rate: float | None = None,
+    largest: bool = True,
+    mask: Tensor | None = None,
+    rng: Tensor | None = None,
+    streams: Sequence[int] = (),
+) -> Tensor:
+    """`topk_mask` in plain PyTorch, by a stable sort."""
+    keys = values.detach().to(_common.accumulate_dtype(values.dtype))
+    for stream in streams:
+        keys = keys + gumbel_noise_reference(values.numel(), check_rng(rng), stream)
+    order = torch.sort(keys, descending=largest, stable=True).indices
+    allowed = torch.ones_like(keys, dtype=torch.bool) if mask is None else mask
+    in_order = allowed[order]
+    limit = (in_order.sum().double() * (1.0 if rate is None else rate)).floor()
+    if k is not None:
+        limit = limit.clamp(max=k)
+    chosen = in_order & (in_order.cumsum(0) <= limit)
+    return torch.zeros_like(allowed).scatter(0, order, chosen)
+
+
+def gumbel_topk(
+    log_weight: Tensor, k: int, rng: Tensor, stream: int, mask: Tensor | None = None
+) -> Tensor:
+    """Draws k elements without replacement, with weights exp(`log_weight`).
+
+    The k largest of log-weight + Gumbel noise have the distribution of k successive draws, each
+    proportional to the weights that are left (Yellott 1977; with exponentials instead of Gumbel
+    noise Efraimidis and Spirakis, "Weighted random sampling with a reservoir", IPL 97, 2006). No
+    limit on n, and no underflow however far apart the weights lie.
+
+    Args:
+        log_weight: [n], floating point; -inf is a weight of zero, chosen when nothing else is left.
+        k: how many, 0 <= k <= n; all set bits of the mask where there are fewer.
+        rng: int64[2], (seed, step).
+        stream: stream number, 0 <= stream < 2**32.
+        mask: bool [n], who may be drawn; None for all.
+
+    Returns:
+        bool [n]; errors and costs as in `topk_mask`.
+    """
+    _check_values("log_weight", log_weight)
+    return topk_mask(log_weight, k, mask=mask, rng=rng, streams=(stream,))
+
+
+def gumbel_topk_reference(
+    log_weight: Tensor, k: int, rng: Tensor, stream: int, mask: Tensor | None = None
+) -> Tensor:
+    """`gumbel_topk` in plain PyTorch."""
+    return topk_mask_reference(log_weight, k, mask=mask, rng=rng, streams=(stream,))
+
+
+def mask_positions(mask: Tensor, count: int) -> Tensor:
+    """Positions of the first `count` set bits, in ascending order.
+
+    Args:
+        mask: bool [n].
+        count: how many, >= 0; the shape of the result does not depend on the mask.
+
+    Returns:
+        int64 [count], -1 in the places that are left where fewer bits are set. O(n + count).
+
+    Raises:
+        TypeError, ValueError: `mask` is no bool vector, or `count` is negative.
+    """
+    _check_mask("mask", mask)
+    if count < 0:
+        raise ValueError(f"count is {count}, expected a count >= 0")
+    if not _runs_native("mask_positions", mask.device):
+        return mask_positions_reference(mask, count)
+    return torch.ops.kgrec_fast.mask_positions(mask, count)
+
+
+def mask_positions_reference(mask: Tensor, count: int) -> Tensor:
+    """`mask_positions` in plain PyTorch: bit i is where the running count first reaches i."""
+    wanted = torch.arange(1, count + 1, device=mask.device)
+    position = torch.searchsorted(mask.cumsum(0), wanted)
+    return torch.where(position < mask.numel(), position, -1)
+
+
+def _check_masked_edges(
+    noisy_score: Tensor, sampled: Tensor | None, num_sampled: int, count: int
+) -> None:
+    _check_values("noisy_score", noisy_score)
+    edges = noisy_score.numel()
+    if sampled is not None:
+        _check_mask("sampled", sampled, noisy_score)
+    if not 0 <= num_sampled <= edges or (sampled is None and num_sampled != edges):
+        expected = f"{edges}, all edges" if sampled is None else f"0 <= num_sampled <= {edges}"
+        raise ValueError(f"num_sampled is {num_sampled}, expected {expected}")
+    if not 0 <= count <= num_sampled:
+        raise ValueError(
+            f"count is {count}, expected 0 <= count <= {num_sampled}, the sampled edges"
+        )
+
+
+def masked_edges(
+    noisy_score: Tensor,
+    sampled: Tensor | None,
+    num_sampled: int,
+    count: int,
+    rng: Tensor,
+    stream: int = Stream.RANDOM_MASKED_EDGES,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The edges that a masked autoencoder hides, in a fixed number of slots.
+
+    Half of the slots hold the sampled edges with the largest scores, the other half distinct
+    sampled edges drawn at random. An edge may be in both halves; its weight in the second is 0.
+
+    Args:
+        noisy_score: [E], floating point; see `topk_mask` for the order and for ties.
+        sampled: bool [E], the edges to choose from; None for all.
+        num_sampled: the number of set bits in `sampled`, which is not counted here; E for None.
+        count: slots of each half, at most `num_sampled`.
+        rng: int64[2], (seed, step).
+        stream: stream number of the random half.
+
+    Returns:
+        (edges, weight, mask). edges: int64 [2 * count], first the `count` edges with the largest
+        scores in ascending position, then the random ones in random order. weight: float32
+        [2 * count], 1 for a slot that counts, 0 for a random slot whose edge is in the first half;
+        there are no other duplicates. mask: bool [E], the edges in any slot. O(E).
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape, range or device is not as described.
+    """
+    _check_masked_edges(noisy_score, sampled, num_sampled, count)
+    check_rng(rng, noisy_score.device)
+    from kgrec_fast.ops.sampling import random_permutation
+
+    top = topk_mask(noisy_score, count, mask=sampled)
+    drawn = random_permutation(num_sampled, rng, stream, count)
+    if sampled is not None:
+        drawn = mask_positions(sampled, num_sampled).index_select(0, drawn)
+    return _slots(top, mask_positions(top, count), drawn)
+
+
+def masked_edges_reference(
+    noisy_score: Tensor,
+    sampled: Tensor | None,
+    num_sampled: int,
+    count: int,
+    rng: Tensor,
+    stream: int = Stream.RANDOM_MASKED_EDGES,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`masked_edges` in plain PyTorch."""
+    from kgrec_fast.ops.sampling import random_permutation_reference
+
+    top = topk_mask_reference(noisy_score, count, mask=sampled)
+    drawn = random_permutation_reference(num_sampled, rng, stream, count)
+    if sampled is not None:
+        drawn = mask_positions_reference(sampled, num_sampled).index_select(0, drawn)
+    return _slots(top, mask_positions_reference(top, count), drawn)
+
+
+def _slots(top: Tensor, first: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges, weights and their union, from the mask and the positions of the first half."""
+    again = top.index_select(0, drawn)
+    weight = torch.cat([torch.ones_like(again), ~again]).to(torch.float32)
+    return torch.cat([first, drawn]), weight, top.scatter(0, drawn, True)
+
+
+if _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "topk_mask"):
+
+    @torch.library.register_fake("kgrec_fast::gumbel_noise")
+    def _(n: int, rng: Tensor, stream: int) -> Tensor:
+        return rng.new_empty(n, dtype=torch.float32)
+
+    @torch.library.register_fake("kgrec_fast::topk_mask")
+    def _(
+        values: Tensor,
+        k: int | None,
+        rate: float | None,
+        largest: bool,
+        mask: Tensor | None,
+        rng: Tensor | None,
+        streams: Sequence[int],
+    ) -> Tensor:
+        return values.new_empty(values.shape, dtype=torch.bool)
+
+    @torch.library.register_fake("kgrec_fast::mask_positions")
+    def _(mask: Tensor, count: int) -> Tensor:
+        return mask.new_empty(count, dtype=torch.int64)

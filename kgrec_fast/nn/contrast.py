@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kgrec_fast.ops import contrast_loss
+
 
 class Contrast(nn.Module):
     """Contrastive loss of two views, one random negative in each direction (section 3.4 of KGRec).
@@ -76,12 +78,7 @@ class Contrast(nn.Module):
             permutation = torch.randperm(rows, device=z1.device)
         elif permutation.shape != (rows,):
             raise ValueError(f"permutation has shape {list(permutation.shape)}, expected [{rows}]")
-        # A row keeps its length wherever it is moved: normalise once, permute afterwards.
-        z1, z2 = F.normalize(z1), F.normalize(z2)
-        positive = (z1 * z2).sum(1) / self.tau
-        forth = (z1 * z2.index_select(0, permutation)).sum(1) / self.tau
-        back = (z2 * z1.index_select(0, permutation)).sum(1) / self.tau
-        return torch.stack([positive, positive, forth, back]).logsumexp(0) - positive
+        return contrast_loss(z1, z2, permutation, self.tau)
 
     def forward(self, z1: Tensor, z2: Tensor, permutation: Tensor | None = None) -> Tensor:
         """Mean loss (scalar) of the views ``z1`` and ``z2`` [n, D] after their MLPs."""

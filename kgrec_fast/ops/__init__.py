@@ -7,12 +7,15 @@ the tests. `use_reference` forces it.
 from __future__ import annotations
 
 from kgrec_fast.ops._common import use_reference
+from kgrec_fast.ops.bpr_loss import bpr_loss, bpr_loss_reference
+from kgrec_fast.ops.contrast_loss import contrast_loss, contrast_loss_reference
 from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add,
     dropout_normalize_add_reference,
 )
 from kgrec_fast.ops.projected_attention import projected_attention, projected_attention_reference
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
+from kgrec_fast.ops.reconstruction_loss import reconstruction_loss, reconstruction_loss_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
 from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
 from kgrec_fast.ops.sampling import (
@@ -60,6 +63,10 @@ from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggre
 __all__ = [
     "dropout_mask",
     "dropout_mask_reference",
+    "bpr_loss",
+    "bpr_loss_reference",
+    "contrast_loss",
+    "contrast_loss_reference",
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
     "gumbel_noise",
@@ -76,6 +83,8 @@ __all__ = [
     "random_permutation_reference",
     "rationale_scores",
     "rationale_scores_reference",
+    "reconstruction_loss",
+    "reconstruction_loss_reference",
     "relation_attention",
     "relation_attention_reference",
     "relation_mean",

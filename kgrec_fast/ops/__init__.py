@@ -11,6 +11,7 @@ from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add,
     dropout_normalize_add_reference,
 )
+from kgrec_fast.ops.edge_score_means import edge_score_means, edge_score_means_reference
 from kgrec_fast.ops.projected_attention import projected_attention, projected_attention_reference
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
@@ -31,11 +32,14 @@ from kgrec_fast.ops.segment import (
     segment_sum,
     segment_sum_reference,
 )
+from kgrec_fast.ops.topk_items import topk_items, topk_items_reference
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
 
 __all__ = [
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
+    "edge_score_means",
+    "edge_score_means_reference",
     "projected_attention",
     "projected_attention_reference",
     "rationale_scores",
@@ -56,6 +60,8 @@ __all__ = [
     "segment_softmax_reference",
     "segment_sum",
     "segment_sum_reference",
+    "topk_items",
+    "topk_items_reference",
     "use_reference",
     "weighted_aggregate",
     "weighted_aggregate_reference",

@@ -13,6 +13,7 @@ from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add,
     dropout_normalize_add_reference,
 )
+from kgrec_fast.ops.edge_score_means import edge_score_means, edge_score_means_reference
 from kgrec_fast.ops.projected_attention import projected_attention, projected_attention_reference
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.reconstruction_loss import reconstruction_loss, reconstruction_loss_reference
@@ -58,6 +59,7 @@ from kgrec_fast.ops.selection import (
     topk_mask,
     topk_mask_reference,
 )
+from kgrec_fast.ops.topk_items import topk_items, topk_items_reference
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
 
 __all__ = [
@@ -77,6 +79,8 @@ __all__ = [
     "mask_positions_reference",
     "masked_edges",
     "masked_edges_reference",
+    "edge_score_means",
+    "edge_score_means_reference",
     "projected_attention",
     "projected_attention_reference",
     "random_permutation",
@@ -109,6 +113,8 @@ __all__ = [
     "segment_sum_reference",
     "topk_mask",
     "topk_mask_reference",
+    "topk_items",
+    "topk_items_reference",
     "use_reference",
     "weighted_aggregate",
     "weighted_aggregate_reference",

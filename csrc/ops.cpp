@@ -35,8 +35,8 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
 
   m.def(
-      "weighted_aggregate(Tensor x, Tensor? weight, Tensor[] graph, Tensor? row_mask, "
-      "Tensor? col_mask, bool transpose, int out_rows) -> Tensor");
+      "weighted_aggregate(Tensor x, Tensor? weight, Tensor? row_weight, Tensor[] graph, "
+      "Tensor? row_mask, Tensor? col_mask, bool transpose, int out_rows) -> Tensor");
   m.def(
       "edge_dot(Tensor row_side, Tensor col_side, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask) -> Tensor");
@@ -52,7 +52,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("scatter_softmax_backward(Tensor grad_out, Tensor out, Tensor index, int size) -> Tensor");
 
   m.def(
-      "dropout_normalize_add(Tensor x, Tensor residual, Tensor? rng, float p, int stream) -> "
+      "dropout_normalize_add(Tensor x, Tensor? residual, Tensor? rng, float p, int stream) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
       "dropout_normalize_add_backward(Tensor? grad_y, Tensor? grad_out, Tensor y, Tensor norm, "

@@ -109,12 +109,12 @@ const T* flat(const Tensor& x, const char* name, int64_t size) {
   return x.const_data_ptr<T>();
 }
 
-// What a forward pass has kept, in the type of its sums.
+// Numbers in the type of sums, contiguous: what a forward pass has kept, say.
 inline const void* kept(const Tensor& x, const char* name, int64_t size, DType dtype) {
   check_device(x, name);
   STD_TORCH_CHECK(
       x.scalar_type() == accumulate_type(dtype) && x.is_contiguous() && x.numel() == size, name,
-      " is expected as the forward pass made it");
+      " is expected as ", size, " contiguous numbers in the type of sums");
   return x.const_data_ptr();
 }
 

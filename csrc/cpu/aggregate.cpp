@@ -33,9 +33,9 @@ void run_reduce_slots(const AggregateParams& params, void* grad_relation) {
 namespace {
 
 Tensor weighted_aggregate(
-    const Tensor& x, const std::optional<Tensor>& weight, const Graph& graph,
-    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask, bool transpose,
-    int64_t out_rows) {
+    const Tensor& x, const std::optional<Tensor>& weight, const std::optional<Tensor>& row_weight,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask, bool transpose, int64_t out_rows) {
   AggregateParams params;
   params.order =
       transpose ? masked_columns(graph, row_mask, col_mask) : row_order(graph, row_mask);
@@ -58,6 +58,11 @@ Tensor weighted_aggregate(
         weights->dim() == 1 && weights->numel() == params.order.num_edges, "weight has ",
         weights->numel(), " elements, expected ", params.order.num_edges);
     params.weight = weights->const_data_ptr();
+  }
+  if (row_weight) {
+    const int64_t rows = graph[kRowPtr].numel() - 1;
+    (transpose ? params.source_scale : params.row_scale) =
+        kept(*row_weight, "row_weight", rows, params.dtype);
   }
   Tensor out = make(x, {out_rows, params.width}, x.scalar_type());
   params.out = out.mutable_data_ptr();

@@ -9,7 +9,7 @@ namespace kgrec::cpu {
 
 // "acc" is the type values are added up in: double for double, else float. For each row and each of
 // its heads (equal slices of the width, one but for attention),
-//   out = scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
+//   out = scale * row_scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
 struct AggregateParams {
   OrderView order;
   DType dtype = DType::f32;
@@ -23,6 +23,7 @@ struct AggregateParams {
   int64_t first_weight = 0;            // edge that the first weight belongs to
   const void* source_scale = nullptr;  // acc [*], by idx; null for ones
   void* inverse_count = nullptr;       // acc [num_rows]: written, and scales the sum
+  const void* row_scale = nullptr;     // acc [num_rows], null for ones
   double scale = 1;
   const void* addend = nullptr;  // acc [addend_rows, width]
   int64_t addend_rows = 0;

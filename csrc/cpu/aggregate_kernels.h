@@ -17,6 +17,9 @@ KGREC_INLINE void finish_row(
     static_cast<A*>(p.inverse_count)[row] = inverse;
     scale *= inverse;
   }
+  if (p.row_scale != nullptr) {
+    scale *= static_cast<const A*>(p.row_scale)[row];
+  }
   const A* addend = row < p.addend_rows ? static_cast<const A*>(p.addend) + row * p.width : nullptr;
   for (int i = 0; i < shape.vectors; ++i) {
     V result = sum[i] * splat(scale);

@@ -34,19 +34,22 @@ void parallel_rows(int64_t rows, int64_t width, const F& f) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
-    const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rng, double p,
-    int64_t stream) {
+    const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& rng,
+    double p, int64_t stream) {
   DropoutNormalizeAddParams params;
   params.dtype = dtype_of(x, "x");
   params.dropout = dropout_of(rng, p, stream);
   const Tensor left = operand(x, "x", 0, x);
   const int64_t rows = left.size(0), width = left.size(1);
-  const Tensor right = operand(residual, "residual", rows, left);
+  std::optional<Tensor> right;
+  if (residual) {
+    right = operand(*residual, "residual", rows, left);
+    params.residual = matrix(*right);
+  }
   params.width = width;
   params.x = matrix(left);
-  params.residual = matrix(right);
   Tensor y = make(x, {rows, width}, x.scalar_type());
-  Tensor out = make(x, {rows, width}, x.scalar_type());
+  Tensor out = make(x, {residual ? rows : 0, width}, x.scalar_type());
   Tensor norm = make(x, {rows}, accumulate_type(params.dtype));
   params.y = y.mutable_data_ptr();
   params.out = out.mutable_data_ptr();

@@ -19,7 +19,8 @@ struct DropoutNormalizeAddParams {
   DType dtype = DType::f32;
   int64_t width = 0;
   Dropout dropout;
-  Matrix x, residual;    // [N, width]
+  Matrix x;              // [N, width]
+  Matrix residual;       // [N, width], null where out is not wanted
   void* y = nullptr;     // [N, width]
   void* out = nullptr;   // [N, width]
   void* norm = nullptr;  // [N] accumulate type: max(norm, eps), and 0 for a row of zeros

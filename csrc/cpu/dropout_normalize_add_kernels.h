@@ -57,7 +57,6 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
   Scratch<S> scratch(shape, 1);
   for_rows(p.dropout, p.width, begin, end, [&](int64_t row, const uint32_t* words) {
     const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
-    const T* residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
     V* memory = scratch.memory;
     typename S::Row message(shape, memory);
     V squares{};
@@ -85,11 +84,16 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
     }
     static_cast<A*>(p.norm)[row] = norm;
     T* y = static_cast<T*>(p.y) + row * p.width;
-    T* out = static_cast<T*>(p.out) + row * p.width;
     for (int i = 0; i < shape.vectors; ++i) {
-      const V v = rounded<T>(message.v[i] * inverse);
-      shape.put(y, i, v);
-      shape.put(out, i, shape.get(residual, i) + v);
+      message.v[i] = rounded<T>(message.v[i] * inverse);
+      shape.put(y, i, message.v[i]);
+    }
+    if (p.residual.data != nullptr) {
+      const T* residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
+      T* out = static_cast<T*>(p.out) + row * p.width;
+      for (int i = 0; i < shape.vectors; ++i) {
+        shape.put(out, i, shape.get(residual, i) + message.v[i]);
+      }
     }
   });
 }

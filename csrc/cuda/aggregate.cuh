@@ -119,6 +119,9 @@ KGREC_DEVICE void finish_row(
     }
     scale *= inverse;
   }
+  if (p.row_scale != nullptr) {
+    scale *= load(static_cast<const A*>(p.row_scale) + row);
+  }
 #pragma unroll
   for (int v = 0; v < C::kVectors; ++v) {
     A addend[C::kSize] = {};

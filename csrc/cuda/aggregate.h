@@ -9,7 +9,7 @@
 namespace kgrec::cuda {
 
 // "acc" is the type values are added up in: double for double, else float. For each row,
-//   out = scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
+//   out = scale * row_scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
 struct AggregateParams {
   OrderView order;
   RowPlan plan;
@@ -21,6 +21,7 @@ struct AggregateParams {
   const void* weight = nullptr;        // acc [E], row order; null for ones
   const void* source_scale = nullptr;  // acc [*], by idx; null for ones
   void* inverse_count = nullptr;       // acc [num_rows]: written, and scales the sum
+  const void* row_scale = nullptr;     // acc [num_rows], null for ones
   double scale = 1;
   const void* addend = nullptr;  // acc [addend_rows, width]
   int64_t addend_rows = 0;

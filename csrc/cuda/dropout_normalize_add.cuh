@@ -89,7 +89,6 @@ KGREC_DEVICE void forward_row(
   using A = acc_t<T>;
   using S = RowShape<T, kWidth>;
   const T* x = row_of<T>(p.x, row);
-  const T* residual = row_of<T>(p.residual, row);
   const A scale = A(p.dropout.scale);
   Wide<T> message[S::kVectors];
   A squares = 0;
@@ -119,14 +118,16 @@ KGREC_DEVICE void forward_row(
       message[v][i] *= inverse;
     }
     const Vec<T> y = narrow<T>(message[v]);
-    Wide<T> sum = load_wide(residual + col);
-    const Wide<T> rounded = widen(y);
-#pragma unroll
-    for (int i = 0; i < S::kSize; ++i) {
-      sum[i] += rounded[i];
-    }
     store_vec(static_cast<T*>(p.y) + row * kWidth + col, y);
-    store_wide(static_cast<T*>(p.out) + row * kWidth + col, sum);
+    if (p.residual.data != nullptr) {
+      Wide<T> sum = load_wide(row_of<T>(p.residual, row) + col);
+      const Wide<T> rounded = widen(y);
+#pragma unroll
+      for (int i = 0; i < S::kSize; ++i) {
+        sum[i] += rounded[i];
+      }
+      store_wide(static_cast<T*>(p.out) + row * kWidth + col, sum);
+    }
   }
   if (lanes.lane == 0) {
     store(static_cast<A*>(p.norm) + row, norm.kept);
@@ -139,7 +140,6 @@ KGREC_DEVICE void forward_row(
     AnyShape) {
   using A = acc_t<T>;
   const T* x = row_of<T>(p.x, row);
-  const T* residual = row_of<T>(p.residual, row);
   const A scale = A(p.dropout.scale);
   const int64_t first = row * p.width;
   A squares = 0;
@@ -155,7 +155,10 @@ KGREC_DEVICE void forward_row(
     const A message = keep.one(widen(load(x + col)) * scale, first + col);
     const T y = narrow<T>(message * inverse);
     store(static_cast<T*>(p.y) + first + col, y);
-    store(static_cast<T*>(p.out) + first + col, narrow<T>(widen(load(residual + col)) + widen(y)));
+    if (p.residual.data != nullptr) {
+      const A sum = widen(load(row_of<T>(p.residual, row) + col)) + widen(y);
+      store(static_cast<T*>(p.out) + first + col, narrow<T>(sum));
+    }
   }
   if (lanes.lane == 0) {
     store(static_cast<A*>(p.norm) + row, norm.kept);

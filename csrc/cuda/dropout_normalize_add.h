@@ -20,7 +20,8 @@ struct DropoutNormalizeAddParams {
   int64_t rows = 0;
   int64_t width = 0;
   Dropout dropout;
-  Matrix x, residual;    // [rows, width]
+  Matrix x;              // [rows, width]
+  Matrix residual;       // [rows, width], null where out is not wanted
   void* y = nullptr;     // [rows, width]
   void* out = nullptr;   // [rows, width]
   void* norm = nullptr;  // [rows] accumulate type: max(norm, eps), and 0 for a row of zeros

@@ -20,8 +20,8 @@ Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
-    const Tensor& x, const Tensor& residual, const std::optional<Tensor>& rng, double p,
-    int64_t stream) {
+    const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& rng,
+    double p, int64_t stream) {
   const OnDevice device(x, "x");
   DropoutNormalizeAddParams params;
   params.dtype = dtype_of(x, "x");
@@ -29,11 +29,14 @@ std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
   const Tensor left = operand(x, "x", 0, x);
   params.rows = left.size(0);
   params.width = left.size(1);
-  const Tensor right = operand(residual, "residual", params.rows, left);
+  std::optional<Tensor> right;
+  if (residual) {
+    right = operand(*residual, "residual", params.rows, left);
+    params.residual = matrix(*right);
+  }
   params.x = matrix(left);
-  params.residual = matrix(right);
   Tensor y = make(x, {params.rows, params.width}, x.scalar_type());
-  Tensor out = make(x, {params.rows, params.width}, x.scalar_type());
+  Tensor out = make(x, {residual ? params.rows : 0, params.width}, x.scalar_type());
   Tensor norm = make(x, {params.rows}, accumulate_type(params.dtype));
   params.y = y.mutable_data_ptr();
   params.out = out.mutable_data_ptr();

@@ -11,16 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kgrec_fast import ops
 from kgrec_fast.graph import RelGraph
-from kgrec_fast.models.sampling import (
-    gumbel_like,
-    lowest_edges,
-    mask_of,
-    quota_positions,
-    sample_by_score,
-    sample_per_relation,
-    share_of,
-)
+from kgrec_fast.models.sampling import mask_of, share_of
+from kgrec_fast.nn._streams import draw_rng
+from kgrec_fast.ops.random import Stream
 
 
 class EdgeListSampling:
@@ -47,16 +42,14 @@ class EdgeListSampling:
         return torch.stack([row, col]).long().to(device), data.long().to(device)
 
     def relation_aware_edge_sampling(self, sampling_rate: float = 0.5) -> tuple[Tensor, Tensor]:
-        """floor(rate * n_r) of the edges of each relation, relation by relation.
+        """floor(rate * n_r) of the edges of each relation.
 
         Returns:
             ``edge_index`` [2, S] and ``edge_type`` [S].
         """
         _check_share("sampling_rate", sampling_rate)
-        quota = quota_positions(self.kg.relation_counts, sampling_rate)
-        edges = sample_per_relation(self.kg.rel.long(), quota)
-        edge_index = torch.stack([self.kg.head[edges], self.kg.col[edges]]).long()
-        return edge_index, self.kg.rel[edges].long()
+        mask = ops.sample_edges_per_relation(self.kg, sampling_rate, draw_rng(self.kg.device))
+        return self.kg.edge_index[:, mask], self.kg.edge_type[mask]
 
     def edge_sampling(
         self, edge_index: Tensor, edge_type: Tensor, sampling_rate: float = 0.5
@@ -64,8 +57,8 @@ class EdgeListSampling:
         """floor(rate * E) of the edges [2, E] and types [E], without replacement."""
         _check_share("sampling_rate", sampling_rate)
         count = edge_index.shape[1]
-        chosen = torch.randperm(count, device=edge_index.device)[: share_of(sampling_rate, count)]
-        return edge_index[:, chosen], edge_type[chosen]
+        mask = ops.sample_edges(count, share_of(sampling_rate, count), draw_rng(edge_index.device))
+        return edge_index[:, mask], edge_type[mask]
 
     def mae_edge_mask_adapt_mixed(
         self, edge_index: Tensor, edge_type: Tensor, topk_edge_id: Tensor
@@ -76,8 +69,10 @@ class EdgeListSampling:
             ``edge_index`` and ``edge_type`` of the edges that remain, the same of the masked ones,
             and the mask, bool [E].
         """
-        count = edge_index.shape[1]
-        random = torch.randperm(count, device=edge_index.device)[: topk_edge_id.shape[0]]
+        count, rng = edge_index.shape[1], draw_rng(edge_index.device)
+        random = ops.random_permutation(
+            count, rng, Stream.RANDOM_MASKED_EDGES, topk_edge_id.shape[0]
+        )
         mask = mask_of(torch.cat([topk_edge_id, random]), count)
         return edge_index[:, ~mask], edge_type[~mask], edge_index[:, mask], edge_type[mask], mask
 
@@ -85,8 +80,8 @@ class EdgeListSampling:
         self, edge_index: Tensor, edge_type: Tensor, edge_attn_score: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Drops the floor(cl_drop * E) edges with the lowest of ``edge_attn_score`` [E]."""
-        dropped = lowest_edges(edge_attn_score, self.cl_drop)
-        keep = ~mask_of(dropped, edge_attn_score.shape[0])
+        count = edge_attn_score.shape[0]
+        keep = ops.topk_mask(edge_attn_score, count - share_of(self.cl_drop, count))
         return edge_index[:, keep], edge_type[keep]
 
     def adaptive_ui_drop_cl(
@@ -103,8 +98,12 @@ class EdgeListSampling:
             Interactions [2, M'] and their weights [M'], divided by 1 - cl_drop.
         """
         weight = item_attn_mean.index_select(0, inter_edge[1])
-        count = share_of(1 - self.cl_drop, weight.shape[0])
-        chosen = sample_by_score(weight + gumbel_like(weight), count)
+        chosen = ops.topk_mask(
+            weight,
+            rate=1 - self.cl_drop,
+            rng=draw_rng(weight.device),
+            streams=(Stream.INTERACTION_NOISE, Stream.INTERACTION_NOISE + 1),
+        )
         return inter_edge[:, chosen], inter_edge_w[chosen] / (1 - self.cl_drop)
 
 

@@ -16,32 +16,34 @@ EPS = 1e-12
 
 
 def _check(
-    x: Tensor, residual: Tensor, p: float, rng: Tensor | None, stream: int, training: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    x: Tensor, residual: Tensor | None, p: float, rng: Tensor | None, stream: int, training: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Validates; returns x and residual in one dtype, and rng or None where nothing is dropped."""
-    for name, tensor in (("x", x), ("residual", residual)):
+    for name, tensor in (("x", x), ("residual", x if residual is None else residual)):
         if not isinstance(tensor, Tensor) or tensor.dtype not in _common.FLOAT_TYPES:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{name} is {found}, expected a floating-point tensor")
     if x.dim() != 2:
         raise ValueError(f"x has shape {list(x.shape)}, expected two dimensions")
-    if residual.shape != x.shape:
+    if residual is not None and residual.shape != x.shape:
         raise ValueError(
             f"residual has shape {list(residual.shape)}, expected {list(x.shape)}, the shape of x"
         )
-    if residual.device != x.device:
+    if residual is not None and residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, expected {x.device}, the device of x")
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p is {p}, expected 0 <= p < 1")
     check_stream(stream)
     drops = training and p > 0.0
-    dtype = torch.promote_types(x.dtype, residual.dtype)
-    return x.to(dtype), residual.to(dtype), check_rng(rng, x.device) if drops else None
+    if residual is not None:
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(dtype), residual.to(dtype)
+    return x, residual, check_rng(rng, x.device) if drops else None
 
 
 def dropout_normalize_add_reference(
     x: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
     p: float,
     rng: Tensor | None,
     stream: int = 0,
@@ -57,12 +59,12 @@ def dropout_normalize_add_reference(
     is_zero = (message == 0).all(dim=1, keepdim=True)
     # The branch of zero rows is a constant: it stops the gradient of 1 / EPS.
     y = torch.where(is_zero, 0.0, message / norm).to(x.dtype)
-    return y, residual + y
+    return y, y if residual is None else residual + y
 
 
 def dropout_normalize_add(
     x: Tensor,
-    residual: Tensor,
+    residual: Tensor | None,
     p: float,
     rng: Tensor | None,
     stream: int = 0,
@@ -82,7 +84,8 @@ def dropout_normalize_add(
 
     Args:
         x: [N, D], floating point.
-        residual: [N, D]; where its dtype differs from x's, both take the promoted one.
+        residual: [N, D]; where its dtype differs from x's, both take the promoted one. None stands
+            for zeros, and the two results are one.
         p: share of the elements dropped, 0 <= p < 1.
         rng: int64[2], (seed, step), on the device of x; may be None where nothing is dropped.
         stream: stream number of this use, see `kgrec_fast.ops.random.Stream`.
@@ -101,13 +104,14 @@ def dropout_normalize_add(
     if rng is not None:
         rng = rng.contiguous()
     y, out, _ = _dropout_normalize_add(x, residual, rng, p, stream)
-    return y, out
+    return y, y if residual is None else out
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, _, rng, ctx.p, ctx.stream = inputs
-    y, _, norm = output
-    ctx.mark_non_differentiable(norm)
+    _, residual, rng, ctx.p, ctx.stream = inputs
+    y, out, norm = output
+    ctx.has_residual = residual is not None
+    ctx.mark_non_differentiable(*([norm] if ctx.has_residual else [norm, out]))
     # The next hop reads y and the model's result is the residual: often only one has a gradient.
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(y, norm, rng)
@@ -115,6 +119,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None) -> tuple:
     y, norm, rng = ctx.saved_tensors
+    grad_out = grad_out if ctx.has_residual else None
     grad_x = None
     if ctx.needs_input_grad[0] and not (grad_y is None and grad_out is None):
         grad_x = torch.ops.kgrec_fast.dropout_normalize_add_backward(
@@ -126,9 +131,10 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None)
 if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::dropout_normalize_add")
-    def _(x: Tensor, residual: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _(x: Tensor, residual: Tensor | None, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         norm = x.new_empty(x.size(0), dtype=_common.accumulate_dtype(x.dtype))
-        return x.new_empty(x.shape), x.new_empty(x.shape), norm
+        out = x.new_empty(0 if residual is None else x.size(0), x.size(1))
+        return x.new_empty(x.shape), out, norm
 
     @torch.library.register_fake("kgrec_fast::dropout_normalize_add_backward")
     def _(grad_y: Tensor | None, grad_out: Tensor | None, y: Tensor, *_: Any) -> Tensor:

@@ -18,6 +18,7 @@ def weighted_aggregate(
     graph: InteractionGraph | RelGraph,
     transpose: bool = False,
     edge_mask: EdgeMask | Tensor | None = None,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """``out[row] = sum of weight[e] * x[col]`` over the unmasked edges of a row (`ui_agg`).
 
@@ -27,6 +28,9 @@ def weighted_aggregate(
         graph: the edges; relations, if any, are not looked at.
         transpose: sum over the edges of a column instead: ``out[col] = sum weight[e] * x[row]``.
         edge_mask: edges to keep, an `EdgeMask` or bool [E] in the caller's order.
+        row_weight: [num_rows] in the dtype of x or of its sums: in place of `weight`, one number
+            for all edges of a row, which is read once a row instead of once an edge. It gets no
+            gradient.
 
     Returns:
         [num_rows, D] ([num_cols, D] if `transpose`) in the dtype of x.
@@ -42,16 +46,22 @@ def weighted_aggregate(
     (x,) = _common.autocast(x)  # type: ignore[assignment]
     _common.check_matrix("x", x, graph.num_rows if transpose else graph.num_cols)
     _common.check_device("x", x, graph.device)
-    _check_weight(weight, x, graph)
+    _check_weight("weight", weight, x, graph.num_edges)
+    _check_weight("row_weight", row_weight, x, graph.num_rows)
+    if weight is not None and row_weight is not None:
+        raise ValueError("weight and row_weight are both given, expected one of them")
     mask = _common.prepare_mask(graph, edge_mask)
     if not _common.runs_native(x.device):
-        return weighted_aggregate_reference(x, weight, graph, transpose, mask)
+        return weighted_aggregate_reference(x, weight, graph, transpose, mask, row_weight)
     columns = transpose or _common.wants_grad(x, weight)
     if weight is not None:
         weight = graph.to_row_order(weight.to(_common.accumulate_dtype(x.dtype)))
+    if row_weight is not None:
+        row_weight = row_weight.detach().to(_common.accumulate_dtype(x.dtype)).contiguous()
     return _weighted_aggregate(
         x,
         weight,
+        row_weight,
         graph.tensors(columns),
         *_common.mask_tensors(mask, columns),
         transpose,
@@ -65,6 +75,7 @@ def weighted_aggregate_reference(
     graph: InteractionGraph | RelGraph,
     transpose: bool = False,
     edge_mask: EdgeMask | Tensor | None = None,
+    row_weight: Tensor | None = None,
 ) -> Tensor:
     """`weighted_aggregate` in plain PyTorch."""
     mask = _common.prepare_mask(graph, edge_mask)
@@ -74,41 +85,47 @@ def weighted_aggregate_reference(
     if weight is not None:
         weight = graph.to_row_order(weight.to(message.dtype))
         message = message * weight[kept].unsqueeze(1)
+    if row_weight is not None:
+        message = message * row_weight.detach().to(message.dtype)[row].unsqueeze(1)
     return message.new_zeros(size, x.size(1)).index_add(0, target, message).to(x.dtype)
 
 
-def _check_weight(weight: Tensor | None, x: Tensor, graph: InteractionGraph | RelGraph) -> None:
+def _check_weight(name: str, weight: Tensor | None, x: Tensor, size: int) -> None:
     if weight is None:
         return
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight is a {type(weight).__name__}, expected a torch.Tensor or None")
+        raise TypeError(f"{name} is a {type(weight).__name__}, expected a torch.Tensor or None")
     if weight.dtype not in (x.dtype, _common.accumulate_dtype(x.dtype)):
-        raise TypeError(f"weight has dtype {weight.dtype}, expected {x.dtype}, as x")
-    if weight.shape != (graph.num_edges,):
-        raise ValueError(f"weight has shape {list(weight.shape)}, expected [{graph.num_edges}]")
-    _common.check_device("weight", weight, x.device)
+        raise TypeError(f"{name} has dtype {weight.dtype}, expected {x.dtype}, as x")
+    if weight.shape != (size,):
+        raise ValueError(f"{name} has shape {list(weight.shape)}, expected [{size}]")
+    _common.check_device(name, weight, x.device)
 
 
 # Both backward passes are made of the two ops themselves, so derivatives of any order exist.
 
 
 def _aggregate_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, graph, row_mask, col_mask, ctx.transpose, _ = inputs
+    x, weight, row_weight, graph, row_mask, col_mask, ctx.transpose, _ = inputs
     ctx.x_rows = x.size(0)
-    ctx.save_for_backward(x, weight, row_mask, col_mask, *graph)
+    # The values are needed for a gradient of the weights alone.
+    ctx.save_for_backward(
+        x if weight is not None and weight.requires_grad else None,
+        weight, row_weight, row_mask, col_mask, *graph,
+    )  # fmt: skip
 
 
 def _aggregate_backward(ctx: Any, grad: Tensor) -> tuple:
-    x, weight, row_mask, col_mask, *graph = ctx.saved_tensors
+    x, weight, row_weight, row_mask, col_mask, *graph = ctx.saved_tensors
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
         grad_x = torch.ops.kgrec_fast.weighted_aggregate(
-            grad, weight, graph, row_mask, col_mask, not ctx.transpose, ctx.x_rows
+            grad, weight, row_weight, graph, row_mask, col_mask, not ctx.transpose, ctx.x_rows
         )
     if ctx.needs_input_grad[1]:
         row_side, col_side = (x, grad) if ctx.transpose else (grad, x)
         grad_weight = torch.ops.kgrec_fast.edge_dot(row_side, col_side, graph, row_mask, col_mask)
-    return grad_x, grad_weight, [None] * len(graph), None, None, None, None
+    return grad_x, grad_weight, None, [None] * len(graph), None, None, None, None
 
 
 def _edge_dot_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -120,7 +137,7 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple:
     row_side, col_side, row_mask, col_mask, *graph = ctx.saved_tensors
     aggregate = torch.ops.kgrec_fast.weighted_aggregate
     grads = [
-        aggregate(other, grad, graph, row_mask, col_mask, transpose, one.size(0))
+        aggregate(other, grad, None, graph, row_mask, col_mask, transpose, one.size(0))
         for one, other, transpose in ((row_side, col_side, False), (col_side, row_side, True))
     ]
     return *grads, [None] * len(graph), None, None
@@ -132,6 +149,7 @@ if _library.CPU.loaded:
     def _(
         x: Tensor,
         weight: Tensor | None,
+        row_weight: Tensor | None,
         graph: list[Tensor],
         row_mask: Tensor | None,
         col_mask: Tensor | None,

@@ -19,6 +19,7 @@ KGREC_ENTRY(aggregate) {
   p.weight = args.in_or_null("weight", sums);
   p.source_scale = args.in_or_null("source_scale", sums);
   p.inverse_count = args.out_or_null("inverse_count", sums);
+  p.row_scale = args.in_or_null("row_scale", sums);
   p.scale = args.number("scale");
   if (args.has("addend")) {
     p.addend = args.in("addend", sums);

@@ -29,9 +29,9 @@ KGREC_ENTRY(dropout_normalize_add) {
   p.width = args.size("x", 1);
   p.dropout = cuda_host::dropout(args);
   p.x = cuda_host::matrix(args, "x", p.dtype);
-  p.residual = cuda_host::matrix(args, "residual", p.dtype);
+  p.residual = cuda_host::matrix(args, "residual", p.dtype);  // or none
   p.y = args.out("y", p.dtype);
-  p.out = args.out("out", p.dtype);
+  p.out = args.out_or_null("out", p.dtype);
   p.norm = args.out("norm", kgrec::accumulate(p.dtype));
   cuda::launches_dropout_normalize_add(p, args.launcher);
 }

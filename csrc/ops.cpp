@@ -63,8 +63,8 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("sample_edges(Tensor rng, int n, int k, int stream) -> Tensor");
   m.def("random_permutation(Tensor rng, int n, int count, int stream) -> Tensor");
   m.def(
-      "sample_edges_per_relation(Tensor rng, Tensor rel, Tensor rank, Tensor count, Tensor? perm, "
-      "float rate, int stream) -> Tensor");
+      "sample_edges_per_relation(Tensor rng, Tensor rel, Tensor rank, Tensor count, float rate, "
+      "int stream) -> Tensor");
   m.def(
       "sample_negatives(Tensor rng, Tensor users, Tensor ptr, Tensor gap, int num_items, "
       "int stream) -> Tensor");

@@ -56,9 +56,8 @@ KGREC_HOST_DEVICE inline uint32_t feistel_permute(
   do {
     for (int i = 0; i < kFeistelRounds; ++i) {
       const int round = kInverse ? kFeistelRounds - 1 - i : i;
-      const uint32_t target = domain & feistel_target(round);
-      const uint32_t source = x & (domain ^ target);
-      x ^= feistel_mix(source ^ (keys[round] + tweak), tweak) & target;
+      const uint32_t target = feistel_target(round);
+      x ^= feistel_mix((x & ~target) ^ (keys[round] + tweak), tweak) & domain & target;
     }
   } while (x >= n);
   return x;

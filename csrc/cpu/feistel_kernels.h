@@ -70,8 +70,7 @@ struct FeistelPool {
           const uint32_t key = keys[round];
 #pragma GCC unroll 4
           for (int u = 0; u < kFeistelChains; ++u) {
-            const U32 source = v[u] & domain[u] & ~bits;
-            v[u] ^= feistel_mix_vec(source ^ (t[u] + key), t[u]) & domain[u] & bits;
+            v[u] ^= feistel_mix_vec((v[u] & ~bits) ^ (t[u] + key), t[u]) & domain[u] & bits;
           }
         }
       }
@@ -121,15 +120,18 @@ struct FeistelPool {
   }
 };
 
-// Takes the elements [begin, end) to where they belong. fill(pool, at, element) puts an element
-// into place `at` of the pool; emit(pool, at) takes what it has become, and is called again where
-// that was not yet the image.
+// Takes the elements [begin, end) through the pool: fill(pool, at, element, more) puts `more` of
+// them into the places from `at` on; emit(pool) takes what all of them have become, and sees those
+// again that had not arrived.
 template <bool kInverse, class Pool, class Fill, class Emit>
 KGREC_INLINE void feistel_walk(
     Pool& pool, int64_t begin, int64_t end, const Fill& fill, const Emit& emit) {
   while (begin < end || pool.count > 0) {
     const int more = static_cast<int>(std::min<int64_t>(end - begin, Pool::kSize - pool.count));
     fill(pool, pool.count, begin, more);
+    for (int i = 0; i < more; ++i) {
+      pool.place[pool.count + i] = static_cast<uint32_t>(begin + i);
+    }
     begin += more;
     pool.count += more;
     pool.template rounds<kInverse>();

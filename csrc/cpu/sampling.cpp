@@ -37,8 +37,8 @@ void parallel_elements(int64_t count, int64_t grain, const F& f) {
 }
 
 Tensor sample_edges_per_relation(
-    const Tensor& rng, const Tensor& rel, const Tensor& rank, const Tensor& count,
-    const std::optional<Tensor>& perm, double rate, int64_t stream) {
+    const Tensor& rng, const Tensor& rel, const Tensor& rank, const Tensor& count, double rate,
+    int64_t stream) {
   STD_TORCH_CHECK(rate >= 0 && rate <= 1, "rate is ", rate, ", expected 0 <= rate <= 1");
   const int64_t edges = rel.numel(), relations = count.numel();
   SampleRelationsParams params;
@@ -54,7 +54,6 @@ Tensor sample_edges_per_relation(
   params.share = share.data();
   params.rel = flat<int32_t>(rel, "rel", edges);
   params.rank = flat<int32_t>(rank, "rank", edges);
-  params.place = perm ? flat<int32_t>(*perm, "perm", edges) : nullptr;
   params.out = static_cast<uint8_t*>(out.mutable_data_ptr());
   parallel_elements(edges, kGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(sample_relations_range, params, begin, end);

@@ -18,7 +18,6 @@ struct SampleRelationsParams {
   const RelationShare* share = nullptr;  // [R]
   const int32_t* rel = nullptr;          // [E]
   const int32_t* rank = nullptr;         // [E]
-  const int32_t* place = nullptr;        // [E] where the result of an edge goes, null for its own
   uint8_t* out = nullptr;                // [E]
 };
 

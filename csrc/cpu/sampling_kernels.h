@@ -6,69 +6,55 @@ namespace {
 #include "cpu/feistel_kernels.h"
 
 constexpr int64_t kTile = 1024;  // elements whose random words are drawn at once
+
+// x = element, all with the same n.
+template <bool kInverse, class Emit>
+KGREC_INLINE void walk_elements(
+    const uint32_t* keys, uint32_t n, int64_t begin, int64_t end, const Emit& emit) {
+  FeistelPool<false> pool(keys);
+  pool.n[0] = n;
+  pool.tweak[0] = feistel_tweak(keys, 0);
+  const auto fill = [](auto& q, int at, int64_t element, int more) {
+    for (int i = 0; i < more; ++i) {
+      q.x[at + i] = static_cast<uint32_t>(element + i);
+    }
+  };
+  feistel_walk<kInverse>(pool, begin, end, fill, emit);
+}
 }  // namespace
 
 void sample_relations_range(const SampleRelationsParams& p, int64_t begin, int64_t end) {
   FeistelPool<true> pool(p.keys);
-  feistel_walk<false>(
-      pool, begin, end,
-      [&](auto& q, int at, int64_t edge, int more) {
-        for (int i = 0; i < more; ++i) {
-          const RelationShare& share = p.share[p.rel[edge + i]];
-          q.n[at + i] = share.n;
-          q.tweak[at + i] = share.tweak;
-          q.bound[at + i] = share.keep;
-        }
-        std::memcpy(q.x + at, p.rank + edge, more * sizeof(uint32_t));
-        if (p.place != nullptr) {
-          std::memcpy(q.place + at, p.place + edge, more * sizeof(uint32_t));
-        } else {
-          for (int i = 0; i < more; ++i) {
-            q.place[at + i] = static_cast<uint32_t>(edge + i);
-          }
-        }
-      },
-      [&](auto& q) {
-        for (int i = 0; i < q.count; ++i) {
-          p.out[q.place[i]] = q.x[i] < q.bound[i];
-        }
-      });
+  const auto fill = [&](auto& q, int at, int64_t edge, int more) {
+    for (int i = 0; i < more; ++i) {
+      const RelationShare& share = p.share[p.rel[edge + i]];
+      q.n[at + i] = share.n;
+      q.tweak[at + i] = share.tweak;
+      q.bound[at + i] = share.keep;
+    }
+    std::memcpy(q.x + at, p.rank + edge, more * sizeof(uint32_t));
+  };
+  feistel_walk<false>(pool, begin, end, fill, [&](const auto& q) {
+    for (int i = 0; i < q.count; ++i) {
+      p.out[q.place[i]] = q.x[i] < q.bound[i];
+    }
+  });
 }
 
 void sample_edges_range(const SampleEdgesParams& p, int64_t begin, int64_t end) {
-  FeistelPool<false> pool(p.keys);
-  pool.n[0] = p.n;
-  pool.tweak[0] = feistel_tweak(p.keys, 0);
-  feistel_walk<false>(
-      pool, begin, end,
-      [&](auto& q, int at, int64_t element, int more) {
-        for (int i = 0; i < more; ++i) {
-          q.x[at + i] = q.place[at + i] = static_cast<uint32_t>(element + i);
-        }
-      },
-      [&](auto& q) {
-        for (int i = 0; i < q.count; ++i) {
-          p.out[q.place[i]] = q.x[i] < p.keep;
-        }
-      });
+  walk_elements<false>(p.keys, p.n, begin, end, [&](const auto& q) {
+    for (int i = 0; i < q.count; ++i) {
+      p.out[q.place[i]] = q.x[i] < p.keep;
+    }
+  });
 }
 
 void permutation_range(const PermutationParams& p, int64_t begin, int64_t end) {
-  FeistelPool<false> pool(p.keys);
-  pool.n[0] = p.n;
-  pool.tweak[0] = feistel_tweak(p.keys, 0);
-  feistel_walk<true>(
-      pool, begin, end,
-      [&](auto& q, int at, int64_t element, int more) {
-        for (int i = 0; i < more; ++i) {
-          q.x[at + i] = q.place[at + i] = static_cast<uint32_t>(element + i);
-        }
-      },
-      [&](auto& q) {
-        for (int i = 0; i < q.count; ++i) {
-          p.out[q.place[i]] = q.x[i];
-        }
-      });
+  walk_elements<true>(p.keys, p.n, begin, end, [&](const auto& q) {
+    for (int i = 0; i < q.count; ++i) {
+      p.out[q.place[i]] = q.x[i];
+    }
+  });
 }
 
 void dropout_mask_range(const DropoutMaskParams& p, int64_t begin, int64_t end) {

@@ -135,7 +135,6 @@ Tensor mask_positions(const Tensor& mask, int64_t count) {
   Tensor out = make(mask, {count}, ScalarType::Long);
   PositionsParams params;
   params.mask = mask_of(bits, n);
-  params.count = count;
   params.out = out.mutable_data_ptr<int64_t>();
   const int64_t parts = (n + kPart - 1) / kPart;
   std::vector<int64_t> first(size_t(parts) + 1, 0);

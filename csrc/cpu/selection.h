@@ -41,7 +41,6 @@ struct TopkParams {
 
 struct PositionsParams {
   const uint8_t* mask = nullptr;
-  int64_t count = 0;
   int64_t* out = nullptr;  // [count]
 };
 

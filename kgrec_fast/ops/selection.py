@@ -20,6 +20,7 @@ from kgrec_fast.ops.random import (
     check_stream,
     random_bits_reference,
 )
+from kgrec_fast.ops.sampling import random_permutation, random_permutation_reference
 
 MAX_STREAMS = 4
 """Most streams of noise in one call: kernels take them by value."""
@@ -66,9 +67,8 @@ def _exponent(x: Tensor) -> Tensor:
     return (x.view(torch.int32) - _ROOT_HALF_BITS) >> _MANTISSA_BITS
 
 
-def gumbel_noise_reference(n: int, rng: Tensor, stream: int) -> Tensor:
-    """`gumbel_noise` in plain PyTorch, the very steps of ``csrc/common/gumbel.h``."""
-    k = random_bits_reference(rng, stream, n) >> (32 - UNIFORM_BITS)
+def gumbel_of(k: Tensor) -> Tensor:
+    """float32 noise of int64 k in [0, 2**24), the very steps of ``csrc/common/gumbel.h``."""
     odd = (2 * k + 1).to(torch.int32)  # u = odd / 2**25, which float32 cannot hold
     e = _exponent(odd.to(torch.float32))
     power = _as_float((e + _EXPONENT_BIAS) << _MANTISSA_BITS)
@@ -79,6 +79,11 @@ def gumbel_noise_reference(n: int, rng: Tensor, stream: int) -> Tensor:
     e = _exponent(x)
     mantissa = _as_float(x.view(torch.int32) - (e << _MANTISSA_BITS))
     return -_log(mantissa - 1.0, e.to(torch.float32))
+
+
+def gumbel_noise_reference(n: int, rng: Tensor, stream: int) -> Tensor:
+    """`gumbel_noise` in plain PyTorch."""
+    return gumbel_of(random_bits_reference(rng, stream, n) >> (32 - UNIFORM_BITS))
 
 
 def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
@@ -104,13 +109,9 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
     if n < 0:
         raise ValueError(f"n is {n}, expected a count >= 0")
     stream = check_stream(stream)
-    if not _runs_native("gumbel_noise", rng.device):
+    if not _common.runs_native(rng.device):
         return gumbel_noise_reference(n, rng, stream)
     return torch.ops.kgrec_fast.gumbel_noise(n, rng.contiguous(), stream)
-
-
-def _runs_native(name: str, device: torch.device) -> bool:
-    return _common.runs_native(device) and hasattr(torch.ops.kgrec_fast, name)
 
 
 def _check_mask(name: str, mask: Tensor, like: Tensor | None = None) -> None:
@@ -183,7 +184,7 @@ def topk_mask(
         raise ValueError(f"streams has {len(numbers)} numbers, expected at most {MAX_STREAMS}")
     if numbers:
         check_rng(rng, values.device)
-    if not _runs_native("topk_mask", values.device):
+    if not _common.runs_native(values.device):
         return topk_mask_reference(values, k, rate, largest, mask, rng, numbers)
     rng = rng if numbers else None
     return torch.ops.kgrec_fast.topk_mask(values, k, rate, largest, mask, rng, numbers)
@@ -259,7 +260,7 @@ def mask_positions(mask: Tensor, count: int) -> Tensor:
     _check_mask("mask", mask)
     if count < 0:
         raise ValueError(f"count is {count}, expected a count >= 0")
-    if not _runs_native("mask_positions", mask.device):
+    if not _common.runs_native(mask.device):
         return mask_positions_reference(mask, count)
     return torch.ops.kgrec_fast.mask_positions(mask, count)
 
@@ -319,8 +320,6 @@ def masked_edges(
     """
     _check_masked_edges(noisy_score, sampled, num_sampled, count)
     check_rng(rng, noisy_score.device)
-    from kgrec_fast.ops.sampling import random_permutation
-
     top = topk_mask(noisy_score, count, mask=sampled)
     drawn = random_permutation(num_sampled, rng, stream, count)
     if sampled is not None:
@@ -337,8 +336,6 @@ def masked_edges_reference(
     stream: int = Stream.RANDOM_MASKED_EDGES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`masked_edges` in plain PyTorch."""
-    from kgrec_fast.ops.sampling import random_permutation_reference
-
     top = topk_mask_reference(noisy_score, count, mask=sampled)
     drawn = random_permutation_reference(num_sampled, rng, stream, count)
     if sampled is not None:
@@ -353,7 +350,7 @@ def _slots(top: Tensor, first: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, T
     return torch.cat([first, drawn]), weight, top.scatter(0, drawn, True)
 
 
-if _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "topk_mask"):
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::gumbel_noise")
     def _(n: int, rng: Tensor, stream: int) -> Tensor:

@@ -58,5 +58,11 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "dropout_normalize_add_backward(Tensor? grad_y, Tensor? grad_out, Tensor y, Tensor norm, "
       "Tensor? rng, float p, int stream) -> Tensor");
 
+  m.def(
+      "edge_score_means(Tensor score, Tensor[] graph, Tensor? row_mask, int num_items) -> Tensor");
+  m.def(
+      "topk_rows(Tensor scores, Tensor? known_ptr, Tensor? known_items, Tensor? users, int k) -> "
+      "(Tensor, Tensor)");
+
   m.def("random_bits(Tensor rng, int stream, int n) -> Tensor");
 }

@@ -58,6 +58,12 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "dropout_normalize_add_backward(Tensor? grad_y, Tensor? grad_out, Tensor y, Tensor norm, "
       "Tensor? rng, float p, int stream) -> Tensor");
 
+  m.def(
+      "edge_score_means(Tensor score, Tensor[] graph, Tensor? row_mask, int num_items) -> Tensor");
+  m.def(
+      "topk_rows(Tensor scores, Tensor? known_ptr, Tensor? known_items, Tensor? users, int k) -> "
+      "(Tensor, Tensor)");
+
   m.def("random_bits(Tensor rng, int stream, int n) -> Tensor");
   m.def("dropout_mask(Tensor rng, int n, float p, int stream) -> Tensor");
   m.def("sample_edges(Tensor rng, int n, int k, int stream) -> Tensor");

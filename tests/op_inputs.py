@@ -121,6 +121,18 @@ OPS = {
         lambda case, width: _nodes(case, width)[:1],
         lambda c: (*c.leaves, None, c.graph, False, c.mask),
     ),
+    "edge_score_means": Op(
+        "edge_score_means",
+        _edge_rows,
+        lambda c: (c.leaves[0][:, 0], c.graph, c.mask),
+        differentiable=False,
+    ),
+    "edge_score_means, row order": Op(
+        "edge_score_means",
+        _edge_rows,
+        lambda c: (c.leaves[0][:, 0], c.graph, c.mask, (c.graph.num_cols + 1) // 2, "row"),
+        differentiable=False,
+    ),
     "segment_sum": Op("segment_sum", _edge_rows, _segment, masked=False),
     "segment_mean": Op("segment_mean", _edge_rows, _segment, masked=False),
     "segment_softmax": Op("segment_softmax", _edge_scores, _segment, masked=False),

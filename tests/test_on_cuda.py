@@ -136,6 +136,50 @@ def test_graphs_are_the_same_built_there_or_moved(case: str, device: torch.devic
         assert_same(built.tensors(columns, plan=True), moved.tensors(columns, plan=True))
 
 
+def ranking_on(device: torch.device, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Embeddings of small integers, whose products are exact, and k and known items."""
+    generator = torch.Generator().manual_seed(15)
+    user = torch.randint(-3, 4, (70, 8), generator=generator).to(dtype)
+    item = torch.randint(-3, 4, (1500, 8), generator=generator).to(dtype)
+    counts = torch.randint(0, 60, (70,), generator=generator)
+    counts[5] = 0
+    ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    known = torch.randint(1500, (int(ptr[-1]),), generator=generator)
+    return [x.to(device) if isinstance(x, Tensor) else x for x in (user, item, 20, ptr, known)]
+
+
+@pytest.mark.parametrize("k", [1, 20, 1024, 1200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_best_items_are_those_of_the_reference(
+    k: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    user, item, _, ptr, known = ranking_on(device, dtype)
+    users = torch.arange(69, -1, -1, device=device)
+    for named in ({}, {"max_scores": 4000}, {"users": users, "known_items": known.int()}):
+        arguments = {"known_ptr": ptr, "known_items": known} | named
+        values, items = ops.topk_items(user, item, k, **arguments)
+        there = {n: x.cpu() if isinstance(x, Tensor) else x for n, x in arguments.items()}
+        wanted = ops.topk_items_reference(user.cpu(), item.cpu(), k, **there)
+        assert torch.equal(values.cpu(), wanted[0])
+        assert torch.equal(items.cpu(), wanted[1])
+
+
+def test_capture_of_the_best_items(cuda: torch.device) -> None:
+    arguments = ranking_on(cuda)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        ops.topk_items(*arguments)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = ops.topk_items(*arguments)
+    for _ in range(2):
+        arguments[0].neg_()
+        graph.replay()
+        assert_same(list(found), list(ops.topk_items(*arguments)))
+
+
 # -- the kernels that run -------------------------------------------------------------------------
 
 
@@ -160,6 +204,7 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
         for name in OPS:
             Inputs.make(name, CASES["bipartite"], OPS[name].masked).to(device).run()
         random_bits(torch.tensor(RNG, device=device), 0, 8)
+        ops.topk_items(*ranking_on(device))
     called = {name for name, where in recorder.seen if where == device.type}
     assert called == set(_library.op_names())
     if device.type == "cuda":

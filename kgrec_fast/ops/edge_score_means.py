@@ -20,7 +20,7 @@ def edge_score_means(
     """Mean over the unmasked edges with a tail (a column of the graph); 0 where there is none.
 
     Scores and mask are read through the column order's positions in row order: no copy of either in
-    column order is made. Half types are summed in float32 or more. Bitwise repeatable, whatever the
+    column order is made. Half types are widened to float32. Bitwise repeatable, whatever the
     number of threads. Not differentiable: a backward pass through the native op raises. O(E), of
     which only the edges of the first `num_items` columns are read.
 
@@ -39,12 +39,15 @@ def edge_score_means(
     """
     count = _check(score, graph, num_items, edge_order)
     mask = _common.prepare_mask(graph, edge_mask)
-    if not _NATIVE or not _common.runs_native(score.device):
+    if not _common.runs_native(score.device):
         return edge_score_means_reference(score, graph, mask, count, edge_order)
     in_row_order = graph.to_row_order(score) if edge_order == "caller" else score
-    return torch.ops.kgrec_fast.edge_score_means(
-        in_row_order, graph.tensors(columns=True), None if mask is None else mask.row, count
+    wide = in_row_order.to(_common.accumulate_dtype(score.dtype))
+    row_mask = None if mask is None else mask.row
+    means = torch.ops.kgrec_fast.edge_score_means(
+        wide, graph.tensors(columns=True), row_mask, count
     )
+    return means.to(score.dtype)
 
 
 def edge_score_means_reference(
@@ -86,9 +89,7 @@ def _check(score: Tensor, graph: _Graph, num_items: int | None, edge_order: str)
     return num_items
 
 
-_NATIVE = _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "edge_score_means")
-
-if _NATIVE:
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::edge_score_means")
     def _(score: Tensor, graph: list[Tensor], row_mask: Tensor | None, num_items: int) -> Tensor:

@@ -61,7 +61,7 @@ def topk_items(
     known = (known_ptr, known_items, users)
     _check(user_emb, item_emb, k, *known, max_scores)
     device = user_emb.device
-    native = _NATIVE and _common.runs_native(device)
+    native = _common.runs_native(device)
     if not native or (device.type == "cuda" and min(k, item_emb.size(0)) > MAX_CUDA_K):
         return _in_blocks(_rank_rows_reference, user_emb, item_emb, k, *known, max_scores)
     return _in_blocks(torch.ops.kgrec_fast.topk_rows, user_emb, item_emb, k, *known, max_scores)
@@ -234,9 +234,7 @@ def _check_range(name: str, ids: Tensor, size: int, what: str) -> None:
         raise ValueError(f"{name} holds {found}, expected 0 <= id < {size}, {what}")
 
 
-_NATIVE = _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "topk_rows")
-
-if _NATIVE:
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::topk_rows")
     def _(

@@ -9,10 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from kgrec_fast.ops.topk_items import MAX_SCORES, topk_items
 from kgrec_fast.training.metrics import check_cutoffs, metric_names, ranking_metrics
 
-# Scores in flight at once: 64 MiB of float32, whatever the number of items.
-MAX_SCORES = 1 << 24
 # Which interactions are known, hence not ranked, when a split is evaluated.
 KNOWN_SPLITS = {"valid": ("train",), "test": ("train", "valid")}
 DEFAULT_KS = (5, 10, 20)
@@ -42,45 +41,18 @@ class UserItems:
         """Number of items of each user, int64 ``[n_users]``."""
         return self.rowptr[1:] - self.rowptr[:-1]
 
-    def rows(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """(position in `users`, item) of every item of the given users, in order."""
-        begin = self.rowptr[users]
-        count = self.rowptr[users + 1] - begin
-        block = torch.repeat_interleave(torch.arange(users.numel()), count)
-        first = count.cumsum(0) - count
-        offset = torch.arange(block.numel()) - first[block]
-        return block, self.items[begin[block] + offset]
-
-
-def top_items(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row; of equal scores the lower item first, always.
-
-    ``torch.topk`` leaves open which of several equal entries it returns and in which order. Rows
-    where that matters at the boundary are few (none, usually) and are sorted stably instead.
-
-    Args:
-        scores: ``[B, n_items]``, no NaN.
-        k: how many; all of them where there are fewer.
-
-    Returns:
-        scores ``[B, min(k, n_items)]`` in descending order, items int64 of the same shape.
-    """
-    k = min(k, scores.shape[1])
-    if k == 0 or scores.shape[0] == 0:
-        empty = scores.new_zeros(scores.shape[0], k)
-        return empty, empty.long()
-    values, items = torch.topk(scores, k, dim=1)
-    tied = (scores >= values[:, -1:]).sum(dim=1) > k
-    if bool(tied.any()):
-        best, order = torch.sort(scores[tied], dim=1, descending=True, stable=True)
-        values[tied], items[tied] = best[:, :k], order[:, :k]
-    items, by_item = torch.sort(items, dim=1)
-    values, by_value = torch.sort(values.gather(1, by_item), dim=1, descending=True, stable=True)
-    return values, items.gather(1, by_value)
+    def to(self, device: torch.device) -> UserItems:
+        """The same on a device; no copy where it is there."""
+        return UserItems(self.rowptr.to(device), self.items.to(device))
 
 
 def rank_block(
-    user_embedding: Tensor, item_embedding: Tensor, users: Tensor, known: UserItems, k: int
+    user_embedding: Tensor,
+    item_embedding: Tensor,
+    users: Tensor,
+    known: UserItems,
+    k: int,
+    max_scores: int = MAX_SCORES,
 ) -> tuple[Tensor, Tensor]:
     """Scores and items of the k best unknown items of each user; known ones score ``-inf``.
 
@@ -88,10 +60,10 @@ def rank_block(
         scores ``[U, min(k, n_items)]``, items int64 of the same shape, both on the CPU.
     """
     device = user_embedding.device
-    scores = user_embedding[users.to(device)] @ item_embedding.T
-    row, item = known.rows(users)
-    scores[row.to(device), item.to(device)] = -torch.inf
-    values, items = top_items(scores, k)
+    known, users = known.to(device), users.to(device)
+    values, items = topk_items(
+        user_embedding[users], item_embedding, k, known.rowptr, known.items, users, max_scores
+    )
     return values.cpu(), items.cpu()
 
 
@@ -160,11 +132,14 @@ def evaluate(
         model.eval()
     try:
         user_embedding, item_embedding = finite_embeddings(model, n_items)
+        known = known.to(user_embedding.device)
         totals = dict.fromkeys(metric_names(cutoffs), 0.0)
         for block in users.split(max(1, max_scores // n_items)):
             if stop is not None and stop():
                 raise InterruptedError("the evaluation was interrupted")
-            values, items = rank_block(user_embedding, item_embedding, block, known, cutoffs[-1])
+            values, items = rank_block(
+                user_embedding, item_embedding, block, known, cutoffs[-1], max_scores
+            )
             query = block[:, None] * n_items + items
             place = torch.searchsorted(keys, query).clamp_(max=keys.numel() - 1)
             hits = (keys[place] == query) & (values > -torch.inf)

@@ -11,46 +11,51 @@ from torch.autograd.function import once_differentiable
 
 class _Readers(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, count: int, ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, ids: Tensor, views: int, first: int) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.shape = x.shape
+        ctx.shape, ctx.views = x.shape, views
         ctx.save_for_backward(ids)
-        return x.view_as(x), x.view_as(x), x[:count].clone(), x.index_select(0, ids)
+        whole = [x.view_as(x) for _ in range(views)]
+        return x.index_select(0, ids), x[:first].clone(), *whole
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any,
-        one: Tensor | None,
-        other: Tensor | None,
-        first: Tensor | None,
-        chosen: Tensor | None,
-    ) -> tuple[Tensor | None, None, None]:
+        ctx: Any, chosen: Tensor | None, first: Tensor | None, *whole: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        grads = [g for g in (one, other, first, chosen) if g is not None]
-        if not grads:
-            return None, None, None
-        if one is not None and other is not None:
-            grad = one + other
-        elif one is not None or other is not None:
-            grad = (one if one is not None else other).clone()  # type: ignore[union-attr]
+        dense = [g for g in whole if g is not None]
+        some = next((g for g in (chosen, first, *dense) if g is not None), None)
+        if some is None:
+            return None, None, None, None
+        if len(dense) > 1:
+            grad = torch.add(dense[0], dense[1])
         else:
-            grad = grads[0].new_zeros(ctx.shape)
+            grad = dense[0].clone() if dense else some.new_zeros(ctx.shape)
+        for more in dense[2:]:
+            grad += more
         if first is not None:
             grad[: first.shape[0]] += first
         if chosen is not None:
             grad.index_add_(0, ids, chosen)
-        return grad, None, None
+        return grad, None, None, None
 
 
-def readers(x: Tensor, count: int, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All of ``x`` [N, D] twice, its first ``count`` rows, and its rows ``ids`` (int64 [n]).
+def readers(x: Tensor, ids: Tensor, views: int = 1, first: int = 0) -> tuple[Tensor, ...]:
+    """Rows of ``x`` [N, D] for several readers.
 
     Read apart, each would make a gradient of N rows of its own, all of them to be added up.
+
+    Args:
+        x: [N, D].
+        ids: int64 [n], rows wanted.
+        views: how many readers take all of ``x``.
+        first: how many of its first rows are wanted.
+
+    Returns:
+        The rows ``ids`` [n, D], the first rows [first, D], and ``views`` times ``x``.
     """
-    return _Readers.apply(x, count, ids)
+    return _Readers.apply(x, ids, views, first)
 
 
 def rows_or_zero(x: Tensor, ids: Tensor) -> Tensor:

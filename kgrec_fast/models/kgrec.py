@@ -18,6 +18,7 @@ from kgrec_fast.models._rows import readers, rows_or_zero
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler, mask_of
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
+from kgrec_fast.nn._streams import draw_rng
 
 
 class KGRec(EdgeListSampling, nn.Module):
@@ -54,6 +55,10 @@ class KGRec(EdgeListSampling, nn.Module):
         cl_drop: Share of edges and interactions left out of the contrast, in [0, 1).
         samp_func: "torch" or "np", the published choice of a library for drawing interactions.
             Both mean the same here: exact weighted sampling without replacement.
+        published_quirks: Whether to sample as the paper's code does where that is no part of the
+            method: no edge of the last relation is ever sampled (its loop over relations counts
+            from 0, its relations from 1), and an interaction is kept, not dropped, with probability
+            ``node_dropout_rate``.
 
     Raises:
         TypeError, ValueError: An argument is not what is expected; the message names it.
@@ -78,6 +83,7 @@ class KGRec(EdgeListSampling, nn.Module):
         cl_tau: float = 1.0,
         cl_drop: float = 0.5,
         samp_func: str = "torch",
+        published_quirks: bool = False,
     ) -> None:
         super().__init__()
         check_graphs(n_users, n_items, n_entities, n_relations, kg, interactions)
@@ -112,10 +118,19 @@ class KGRec(EdgeListSampling, nn.Module):
         self.reset_parameters()
 
         self.hops, self.interactions = HopGraphs.of(_compact(kg, n_items)), interactions
-        self.register_buffer("inter_weight", _weights(interactions), persistent=False)
+        interactions.columns()
         self.sampler = StepSampler(
-            self.kg, interactions, n_items, node_dropout_rate, mae_msize, cl_drop
+            self.kg,
+            interactions,
+            n_items,
+            node_dropout_rate,
+            mae_msize,
+            cl_drop,
+            published_quirks,
         )
+        weight, user_weight = _weights(interactions)
+        self.register_buffer("_edge_weight", weight, persistent=False)
+        self.register_buffer("_user_weight", user_weight, persistent=False)
         if self.sampler.num_masked < mae_msize or mae_msize == self.sampler.num_sampled:
             warnings.warn(
                 f"mae_msize is {mae_msize}, but a step samples {self.sampler.num_sampled} edges: "
@@ -124,7 +139,17 @@ class KGRec(EdgeListSampling, nn.Module):
             )
         self._cache: tuple[Tensor, Tensor] | None = None
 
-    inter_weight: Tensor
+    _edge_weight: Tensor | None
+    _user_weight: Tensor | None
+
+    @property
+    def inter_weight(self) -> Tensor:
+        """Weights [M] of the interactions, in the order in which they were given."""
+        if self._edge_weight is not None:
+            return self._edge_weight
+        assert self._user_weight is not None
+        weight = self._user_weight.index_select(0, self.interactions.head)
+        return self.interactions.to_caller_order(weight)
 
     def reset_parameters(self) -> None:
         """Xavier-uniform values for all weights, zeros for the biases."""
@@ -143,27 +168,30 @@ class KGRec(EdgeListSampling, nn.Module):
 
     # -- the training step ------------------------------------------------------------------------
 
-    def draw_masks(self, query: Tensor | None = None) -> StepMasks:
+    @torch.no_grad()
+    def draw_masks(self, rng: Tensor | None = None, query: Tensor | None = None) -> StepMasks:
         """Draws the choices of a step.
 
         Args:
+            rng: int64 [2], seed and step, of which they are a function; drawn from torch's
+                generator where it is None.
             query: [N, D] entity embeddings times ``W_Q``, where it is known already.
         """
-        with torch.no_grad():
-            if query is None:
-                query = self.entity_embedding.weight @ self.gcn.W_Q
-            edges = self.sampler.sample_edges()
-            kept = self.sampler.sample_interactions()
-            sampled = None if edges is None else mask_of(edges, self.kg.num_edges)
-            scores, _ = ops.rationale_scores(
-                query,
-                self.gcn.relation_embedding.weight.detach(),
-                self.kg,
-                self.gcn.n_heads,
-                edge_mask=None if sampled is None else self.kg.edge_mask(sampled, "row"),
-                edge_order="row",
-            )
-            return self.sampler.draw(scores, edges, sampled, kept)
+        if rng is None:
+            rng = draw_rng(self.kg.device)
+        if query is None:
+            query = self.entity_embedding.weight @ self.gcn.W_Q
+        sampled = self.sampler.sample_edges(self.kg, rng)
+        scores, _ = ops.rationale_scores(
+            query,
+            self.gcn.relation_embedding.weight.detach(),
+            self.kg,
+            self.gcn.n_heads,
+            edge_mask=None if sampled is None else self.kg.edge_mask(sampled, "row"),
+            edge_order="row",
+        )
+        kept = self.sampler.sample_interactions(rng)
+        return self.sampler.draw(scores, self.kg, sampled, kept, rng)
 
     def forward(self, masks: StepMasks | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Propagates over sampled edges and computes the two self-supervised losses.
@@ -176,7 +204,7 @@ class KGRec(EdgeListSampling, nn.Module):
         Returns:
             Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
         """
-        user_sum, entity_sum, _, mae_loss, cl_loss = self._step(masks)
+        user_sum, entity_sum, _, _, mae_loss, cl_loss = self._step(masks)
         entities, rows = self.entity_embedding.weight, entity_sum.shape[0]
         propagated = torch.cat([entities[:rows] + entity_sum, entities[rows:]])
         return self.user_embedding.weight + user_sum, propagated, mae_loss, cl_loss
@@ -184,73 +212,116 @@ class KGRec(EdgeListSampling, nn.Module):
     def _step(
         self,
         masks: StepMasks | None,
+        rng: Tensor | None = None,
         user_ids: Tensor | None = None,
         item_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """One step up to the losses that need no batch.
 
-        With ids (int64) of the users and items that a batch reads, the last hop does no work for
-        the others.
+        No shape depends on data, and nothing waits for the device. With ids (int64) of the users
+        and items that a batch reads, the last hop does no work for the others.
 
         Returns:
             What is added to the embeddings of users [U, D] and of the first entities [A, D], the
-            propagated embeddings [n, D] of ``item_ids``, reconstruction loss, contrast loss.
+            propagated embeddings [n, D] of ``user_ids`` and ``item_ids`` (empty where these are
+            None), reconstruction loss, contrast loss.
         """
         users, entities = self.user_embedding.weight, self.entity_embedding.weight
         with torch.no_grad():
             query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
         if masks is None:
-            masks = self.draw_masks(query)
-        kg, inter, weight, kept = self.kg, self.interactions, self.inter_weight, None
-        if masks.kept is not None:
-            kept = inter.edge_mask(masks.kept, "row")
-            weight = weight / (1 - self.node_dropout_rate)
-        rng = masks.rng if self.training and self.mess_dropout_rate > 0 else None
+            masks = self.draw_masks(rng, query)
+        kg, inter = self.kg, self.interactions
+        kept = None if masks.kept is None else inter.edge_mask(masks.kept, "row")
+        dropout = masks.rng if self.training and self.mess_dropout_rate > 0 else None
+        # Masked edges are sampled ones.
+        encoded = ~masks.masked if masks.sampled is None else masks.sampled ^ masks.masked
 
-        masked = masks.masked.nonzero().flatten()
-        ends = torch.cat([kg.head[masked], kg.col[masked]]).long()
-        read = ends if item_ids is None else torch.cat([item_ids, ends])
-        entities, kg_entities, items, chosen = readers(entities, self.n_items, read)
+        ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
+        read = torch.cat(ends if item_ids is None else [item_ids, *ends])
+        read_users = read[:0] if user_ids is None else user_ids
+        chosen, items, entities, kg_entities = readers(entities, read, 2, self.n_items)
+        chosen_users, _, users = readers(users, read_users)
 
-        encoded = ~masks.masked if masks.sampled is None else masks.sampled & ~masks.masked
         user_sum, entity_sum = self.gcn.messages(
             users,
             entities,
             self.hops,
             inter,
-            weight,
+            self._edge_weight,
             edge_mask=kg.edge_mask(encoded, "row"),
             inter_mask=kept,
-            rng=rng,
+            rng=dropout,
             query=query,
             item_emb=items,
             wanted_users=None if user_ids is None else mask_of(user_ids, self.n_users),
             wanted_entities=None if item_ids is None else mask_of(read, self.n_entities),
         )
+        if user_ids is not None:
+            chosen_users = chosen_users + user_sum.index_select(0, user_ids)
         chosen = chosen + rows_or_zero(entity_sum, read)
-        chosen, ends_emb = chosen.split([read.numel() - ends.numel(), ends.numel()])
-        mae_loss = chosen.new_zeros(())
-        if masked.numel() > 0:
-            relation = self.gcn.relation_embedding.weight.index_select(0, kg.rel[masked])
-            mae_loss = self.create_mae_loss(torch.stack(ends_emb.chunk(2), 1), relation)
+        slots = masks.slots.numel()
+        chosen, head, tail = chosen.split([read.numel() - 2 * slots, slots, slots])
+        mae_loss = ops.reconstruction_loss(
+            head,
+            tail,
+            self.gcn.relation_embedding.weight,
+            kg.rel.index_select(0, masks.slots),
+            masks.slot_weight,
+        )
 
-        view_ui = self.gcn.forward_ui(
+        view_ui = self.gcn.ui_messages(
             users,
             items,
             inter,
-            weight / (1 - self.cl_drop),
+            self._edge_weight,
+            user_weight=self._user_weight,
             inter_mask=inter.edge_mask(masks.contrast_interactions, "row"),
-            rng=rng,
+            rng=dropout,
         )
         view_kg = items + self.gcn.kg_messages(
             kg_entities,
             self.hops,
             edge_mask=kg.edge_mask(masks.contrast_edges, "row"),
-            rng=rng,
+            rng=dropout,
             first_rows=self.n_items,
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
-        return user_sum, entity_sum, chosen, mae_loss, cl_loss
+        return user_sum, entity_sum, chosen_users, chosen, mae_loss, cl_loss
+
+    def training_step(
+        self, batch: Batch, rng: Tensor | None = None, masks: StepMasks | None = None
+    ) -> Tensor:
+        """The loss of :meth:`calculate_loss` for use in a loop: nothing here waits for the device.
+
+        All random choices are functions of ``rng``, which lies on the device: the step can be
+        captured in a CUDA graph together with its optimizer, and draws anew when ``rng`` changes.
+        Ids are not checked.
+
+        Args:
+            batch: "user_id" and "item_id", int64 [B] each; "neg_item_id" likewise, or negatives
+                are drawn here, uniformly from what the user has not touched in ``interactions``;
+                and "weight" [B], or all pairs weigh the same. A pair of weight 0 is padding.
+            rng: int64 [2], seed and step; drawn from torch's generator where it is None.
+            masks: The choices of the step; drawn where it is None.
+
+        Returns:
+            Scalar.
+        """
+        self._cache = None
+        user, positive = batch["user_id"], batch["item_id"]
+        if rng is None and (masks is None or "neg_item_id" not in batch):
+            rng = draw_rng(self.kg.device)
+        negative = batch["neg_item_id"] if "neg_item_id" in batch else None
+        if negative is None:
+            negative = ops.sample_negatives(user, self.interactions, rng)
+        _, _, user_emb, items, mae_loss, cl_loss = self._step(
+            masks, rng, user, torch.cat([positive, negative])
+        )
+        loss = ops.bpr_loss(
+            user_emb, *items.chunk(2), self.reg_weight, batch["weight"] if "weight" in batch else None
+        )
+        return loss + self.mae_coef * mae_loss + self.cl_coef * cl_loss
 
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
         """The training loss of a batch, all parts weighted and added up.
@@ -271,20 +342,12 @@ class KGRec(EdgeListSampling, nn.Module):
                 on CPU (elsewhere the check would stall the device).
         """
         user = batch_ids(batch, "user_id", self.n_users)
-        positive = batch_ids(batch, "item_id", self.n_items, user)
-        negative = batch_ids(batch, "neg_item_id", self.n_items, user)
+        pairs = {"user_id": user}
+        for name in ("item_id", "neg_item_id"):
+            pairs[name] = batch_ids(batch, name, self.n_items, user)
         if user.numel() == 0:
             raise ValueError("user_id is empty, expected at least one pair")
-        self._cache = None
-        user_sum, _, items, mae_loss, cl_loss = self._step(
-            masks, user, torch.cat([positive, negative])
-        )
-        user_emb = self.user_embedding.weight.index_select(0, user) + user_sum.index_select(0, user)
-        pos_emb, neg_emb = items.chunk(2)
-        gap = (user_emb * (pos_emb - neg_emb)).sum(1)
-        bpr = -torch.log(1e-10 + torch.sigmoid(gap)).mean()
-        reg = (user_emb.square().sum() + items.square().sum()) / 2 / user.numel()
-        return bpr + self.reg_weight * reg + self.mae_coef * mae_loss + self.cl_coef * cl_loss
+        return self.training_step(pairs, masks=masks)
 
     def create_mae_loss(
         self, node_pair_emb: Tensor, masked_edge_emb: Tensor | None = None
@@ -336,7 +399,7 @@ class KGRec(EdgeListSampling, nn.Module):
             self.hops,
             None,
             self.interactions,
-            self.inter_weight,
+            self._edge_weight,
             dropout=False,
         )
 
@@ -395,10 +458,16 @@ def _compact(kg: RelGraph, n_items: int) -> RelGraph:
     )
 
 
-def _weights(interactions: InteractionGraph) -> Tensor:
-    """Weights [M] in the caller's order: the graph's own, or 1 / (degree of the user + 1e-7)."""
-    if interactions.weight is not None:
-        return interactions.weight
-    degree = interactions.rowptr.diff().to(torch.get_default_dtype())
-    weight = (1 / (degree + 1e-7)).index_select(0, interactions.head)
-    return interactions.to_caller_order(weight)
+def _weights(interactions: InteractionGraph) -> tuple[Tensor | None, Tensor | None]:
+    """Weights of the interactions: [M] in the caller's order, and in their place [U] where all
+    interactions of a user weigh the same. Without any, 1 / (degree of the user + 1e-7).
+    """
+    weight, degree = interactions.weight, interactions.rowptr.diff()
+    if weight is None:
+        return None, 1 / (degree.to(torch.get_default_dtype()) + 1e-7)
+    by_row = interactions.to_row_order(weight)
+    first = interactions.rowptr[:-1].clamp(max=max(by_row.numel() - 1, 0))
+    per_user = by_row.index_select(0, first) if by_row.numel() else degree.to(weight.dtype)
+    if torch.equal(per_user.index_select(0, interactions.head), by_row) and bool((by_row > 0).all()):
+        return None, per_user
+    return weight, None

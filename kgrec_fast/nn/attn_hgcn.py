@@ -147,17 +147,14 @@ class AttnHGCN(Propagation):
         inter = self._interactions(user_emb, item_emb, inter_edge, "item_emb")
         inter_mask = prepared_mask(inter, inter_mask)
         weight = inter.weight if inter_edge_w is None else inter_edge_w
-        rng = self._rng(item_emb, rng)
-        item_res = item_emb
-        for hop in range(self.n_hops):
-            item_agg = ops.weighted_aggregate(
-                user_emb, weight, inter, transpose=True, edge_mask=inter_mask
-            )
-            if hop + 1 < self.n_hops:  # nothing reads the users of the last hop
-                user_agg = ops.weighted_aggregate(item_emb, weight, inter, edge_mask=inter_mask)
-                user_emb, _ = self._finish(user_agg, user_emb, rng, "ui/user", hop)
-            item_emb, item_res = self._finish(item_agg, item_res, rng, "ui/item", hop)
-        return item_res
+        return self.ui_messages(
+            user_emb,
+            item_emb,
+            inter,
+            weight,
+            inter_mask=inter_mask,
+            rng=self._rng(item_emb, rng),
+        )
 
     def forward_kg(
         self,

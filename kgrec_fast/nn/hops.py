@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph
 
 # A graph of its own for the later hops pays where they lose at least this share of the edges.
@@ -27,12 +28,15 @@ class HopGraphs:
         later: A x A, the edges of ``first`` whose tail has edges too; None where ``first`` serves.
         positions: int64 [E'], where these edges stand in ``first`` (row order), or None.
         outer: bool [E], the other edges, or None.
+        active: int64, the nodes with edges of their own, where there is no graph of its own for the
+            later hops and these are at most half of all nodes; else None.
     """
 
     first: RelGraph
     later: RelGraph | None = None
     positions: Tensor | None = None
     outer: Tensor | None = None
+    active: Tensor | None = None
 
     @classmethod
     def of(cls, graph: RelGraph) -> HopGraphs:
@@ -44,7 +48,8 @@ class HopGraphs:
         inner = has_edges.index_select(0, graph.col)
         positions = inner.nonzero().flatten()
         if positions.numel() > (1 - MIN_SAVING) * graph.num_edges:
-            return cls(graph)
+            active = has_edges.nonzero().flatten()
+            return cls(graph, active=active if 2 * active.numel() <= graph.num_cols else None)
         later = RelGraph.from_edges(
             torch.stack([graph.head[positions], graph.col[positions]]),
             graph.rel[positions],
@@ -64,8 +69,7 @@ class HopGraphs:
         if self.outer is None:
             return None
         kept = self.outer if mask is None else self.outer & mask.row
-        count = torch.zeros(self.first.num_rows, dtype=dtype, device=kept.device)
-        return count.index_add_(0, self.first.head, kept.to(dtype)).unsqueeze(1)
+        return ops.segment_sum(kept.to(dtype), self.first.rowptr).unsqueeze(1)
 
     def to(self, device: torch.device | str) -> HopGraphs:
         """The same on another device."""
@@ -74,4 +78,5 @@ class HopGraphs:
             None if self.later is None else self.later.to(device),
             None if self.positions is None else self.positions.to(device),
             None if self.outer is None else self.outer.to(device),
+            None if self.active is None else self.active.to(device),
         )

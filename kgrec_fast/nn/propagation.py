@@ -92,7 +92,8 @@ class Propagation(nn.Module):
             user_emb: [U, D].
             entity_emb: [N, D].
             hops: The knowledge graph, A rows.
-            inter, weight: The interactions and their weights in the caller's order.
+            inter, weight: The interactions and their weights in the caller's order. What is the
+                same for all interactions of a user may be left out: the sums are normalised.
             edge_mask: Which edges of ``hops.first`` count.
             inter_mask: Which interactions count.
             rng: int64 [2], seed and step of message dropout; None for none.
@@ -122,14 +123,44 @@ class Propagation(nn.Module):
             if hop == self.n_hops - 1:
                 edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
                 inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
-            empty_outside = hop > 0 and hops.later is None
-            entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, empty_outside)
+            active = hops.active if hop > 0 else None
+            entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
             entity_emb, entity_sum = self._finish(entity_agg, entity_sum, rng, "rec/entity", hop)
             user_emb, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop)
         if user_sum is None or entity_sum is None:
             return torch.zeros_like(user_emb), torch.zeros_like(entity_emb[: graph.num_rows])
         return user_sum, entity_sum
+
+    def ui_messages(
+        self,
+        user_emb: Tensor,
+        item_emb: Tensor,
+        inter: InteractionGraph,
+        weight: Tensor | None,
+        *,
+        user_weight: Tensor | None = None,
+        inter_mask: EdgeMask | None = None,
+        rng: Tensor | None = None,
+    ) -> Tensor:
+        """:meth:`AttnHGCN.forward_ui`.
+
+        Args:
+            user_emb, item_emb, inter, inter_mask, rng: As there.
+            weight: Weights of the interactions in the caller's order, or None.
+            user_weight: In their place [U], where all interactions of a user weigh the same.
+        """
+        item_res = item_emb
+        for hop in range(self.n_hops):
+            item_agg = ops.weighted_aggregate(
+                user_emb, weight, inter, True, inter_mask, row_weight=user_weight
+            )
+            if hop + 1 < self.n_hops:  # nothing reads the users of the last hop
+                # A factor that a user's interactions share is gone with normalisation.
+                user_agg = ops.weighted_aggregate(item_emb, weight, inter, edge_mask=inter_mask)
+                user_emb, _ = self._finish(user_agg, None, rng, "ui/user", hop)
+            item_emb, item_res = self._finish(item_agg, item_res, rng, "ui/item", hop)
+        return item_res
 
     def kg_messages(
         self,
@@ -183,19 +214,18 @@ class Propagation(nn.Module):
         edge_mask: EdgeMask | None,
         query: Tensor | None = None,
         outer: Tensor | None = None,
-        empty_outside: bool = False,
+        active: Tensor | None = None,
     ) -> Tensor:
         """Relation attention [A, D].
 
         ``query`` is ``x @ W_Q`` where it is known. ``outer`` [A, 1] counts edges to zero nodes
         beside the graph: such an edge has the score 0 and adds 1 to the denominator, nothing else.
-        ``empty_outside`` says that rows without an edge of their own are zero in ``x``.
+        ``active`` are the rows of ``x`` outside of which it is zero, where they are few.
         """
         relation, heads = self.relation_embedding.weight, self.n_heads
-        rows = _with_edges(graph).nonzero().flatten() if empty_outside else None
-        if rows is not None and 2 * rows.numel() <= x.shape[0]:
-            part = x.index_select(0, rows) @ self.W_Q
-            query = part.new_zeros(x.shape).index_copy(0, rows, part)
+        if active is not None:
+            part = x.index_select(0, active) @ self.W_Q
+            query = part.new_zeros(x.shape).index_copy(0, active, part)
             out, lse = ops.relation_attention(query, x, relation, graph, heads, edge_mask, True)
         else:
             out, lse = ops.projected_attention(
@@ -214,9 +244,9 @@ class Propagation(nn.Module):
         """Message dropout and rows of length one; these, and their sum with ``total``."""
         stream, training = dropout_stream(place, hop), rng is not None
         y, out = ops.dropout_normalize_add(
-            x, x if total is None else total, self.mess_dropout_rate, rng, stream, training
+            x, total, self.mess_dropout_rate, rng, stream, training
         )
-        return y, y if total is None else out
+        return y, out
 
 
 def _with_edges(graph: RelGraph) -> Tensor:

@@ -51,7 +51,12 @@ class World:
         )
 
     def model(self, **hyper: Any) -> KGRec:
-        return KGRec(*self.sizes, self.kg, self.interactions, **(self.hyper | hyper))
+        model = KGRec(*self.sizes, self.kg, self.interactions, **(self.hyper | hyper))
+        # So narrow a layer may have no output at all for an item. The published gradient of such a
+        # row of zeros is that of 1e12 times the row.
+        for layer in (model.contrast_fn.mlp1[-1], model.contrast_fn.mlp2[-1]):
+            torch.nn.init.constant_(layer.bias, 0.1)
+        return model
 
     def reference(self, model: KGRec | None = None, **hyper: Any) -> ReferenceKGRec:
         """The reference, with the weights of a model."""

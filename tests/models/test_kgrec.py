@@ -177,6 +177,7 @@ def test_state_dict_names_and_shapes(world):
 
 def test_weights_are_xavier_uniform(world):
     model = world.model()
+    model.reset_parameters()
     for name, value in model.state_dict().items():
         if name.endswith("bias"):
             assert (value == 0).all()

@@ -1,11 +1,11 @@
 """The draws of a training step: exact counts, and the distributions they are meant to have.
 
-Distributions are tested by chi-square at an error rate of 1e-4 for each test; seeds are fixed.
+Those of the ops that draw are tested in tests/ops. Distributions are tested by chi-square at an
+error rate of 1e-4 for each test; seeds are fixed.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from types import SimpleNamespace
 
@@ -29,108 +29,10 @@ def assert_distributed(counts: list[int], probabilities: list[float]) -> None:
     assert torch.special.gammaincc(freedom, statistic / 2) > ERROR_RATE
 
 
-def subset_counts(draw, size: int, count: int, times: int) -> list[int]:
-    """How often each subset of ``count`` of ``size`` was drawn."""
-    seen = Counter(tuple(sorted(draw())) for _ in range(times))
-    subsets = list(itertools.combinations(range(size), count))
-    assert set(seen) <= set(subsets)
-    return [seen[s] for s in subsets]
-
-
 def test_the_chi_square_test_itself_rejects():
     assert_distributed([250, 260, 240, 250], [0.25] * 4)
     with pytest.raises(AssertionError):
         assert_distributed([330, 220, 220, 230], [0.25] * 4)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.29, 0.5, 0.999])
-def test_exact_number_of_each_relation(rate):
-    torch.manual_seed(0)
-    counts = torch.tensor([0, 1, 2, 100, 7, 0, 333])
-    relation = torch.repeat_interleave(torch.arange(7), counts)[torch.randperm(443)]
-    quota = sampling.quota_positions(counts, rate)
-    for _ in range(20):
-        edges = sampling.sample_per_relation(relation, quota)
-        assert len(set(edges.tolist())) == len(edges)
-        found = relation[edges].bincount(minlength=7)
-        assert found.tolist() == [int(rate * n) for n in counts.tolist()]
-
-
-def test_more_relations_than_65535():
-    relation = torch.arange(70_000).repeat_interleave(2)
-    quota = sampling.quota_positions(torch.full((70_000,), 2), 0.5)
-    edges = sampling.sample_per_relation(relation, quota)
-    torch.testing.assert_close(relation[edges], torch.arange(70_000), rtol=0, atol=0)
-
-
-def test_edges_of_a_relation_are_uniform_without_replacement():
-    """All 20 subsets of 3 of 6, beside another relation that shares the draw."""
-    torch.manual_seed(1)
-    relation = torch.tensor([1, 0, 1, 1, 0, 1, 1, 0, 1])
-    quota = sampling.quota_positions(torch.tensor([3, 6]), 0.5)
-    place = {edge: i for i, edge in enumerate((relation == 1).nonzero().flatten().tolist())}
-
-    def draw():
-        edges = sampling.sample_per_relation(relation, quota).tolist()
-        return [place[e] for e in edges if e in place]
-
-    assert_distributed(subset_counts(draw, 6, 3, 4000), [1 / 20] * 20)
-
-
-def test_weighted_draws_have_the_probabilities_of_successive_draws():
-    """P({i, j}) = p_i p_j / (1 - p_i) + p_j p_i / (1 - p_j): what torch.multinomial draws."""
-    torch.manual_seed(2)
-    log_weight = torch.tensor([0.0, 1.0, -0.5, 1.7, 0.3])
-    p = log_weight.double().softmax(0).tolist()
-    expected = [
-        p[i] * p[j] * (1 / (1 - p[i]) + 1 / (1 - p[j]))
-        for i, j in itertools.combinations(range(5), 2)
-    ]
-    counts = subset_counts(lambda: sampling.sample_by_score(log_weight, 2).tolist(), 5, 2, 5000)
-    assert_distributed(counts, expected)
-
-
-def test_weights_far_apart_do_not_underflow():
-    """softmax in float32 would give 0 to all but the first, and multinomial would raise."""
-    log_weight = torch.tensor([2000.0, 1000.0, 500.0, 0.0])
-    assert (log_weight.softmax(0)[1:] == 0).all()
-    for _ in range(50):
-        assert sorted(sampling.sample_by_score(log_weight, 2).tolist()) == [0, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_gumbel_noise(dtype):
-    torch.manual_seed(3)
-    noise = sampling.gumbel_like(torch.zeros(100_000, dtype=dtype))
-    assert noise.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    # Equal probabilities of ten intervals of exp(-exp(-x)), which is uniform.
-    counts = (noise.neg().exp().neg().exp() * 10).long().clamp(max=9).bincount(minlength=10)
-    assert_distributed(counts.tolist(), [0.1] * 10)
-
-
-def test_masked_edges_are_the_largest_and_as_many_at_random():
-    torch.manual_seed(4)
-    score = torch.tensor([0.0, 5.0, 1.0, 4.0, 2.0, 3.0])
-    randoms = []
-    for _ in range(3000):
-        edges = sampling.mask_edges(score, 2).tolist()
-        assert sorted(edges[:2]) == [1, 3]
-        randoms.append(tuple(sorted(edges[2:])))
-    stream = iter(randoms)
-    assert_distributed(subset_counts(lambda: next(stream), 6, 2, 3000), [1 / 15] * 15)
-
-
-def test_lowest_edges():
-    score = torch.randn(101)
-    lowest = sampling.lowest_edges(score, 0.3)
-    assert sorted(lowest.tolist()) == sorted(score.argsort()[:30].tolist())
-    assert sampling.lowest_edges(score, 0.0).numel() == 0
-    assert sampling.lowest_edges(score[:0], 0.5).numel() == 0
-
-
-def test_ties_do_not_change_the_count():
-    assert sampling.lowest_edges(torch.zeros(1000), 0.5).unique().numel() == 500
-    assert sampling.mask_edges(torch.zeros(1000), 200)[:200].unique().numel() == 200
 
 
 # -- a whole step ---------------------------------------------------------------------------------
@@ -138,6 +40,11 @@ def test_ties_do_not_change_the_count():
 
 def count(mask):
     return int(mask.sum())
+
+
+def steps(number: int, seed: int = 9):
+    """`rng` of so many steps."""
+    return [torch.tensor([seed, step]) for step in range(number)]
 
 
 def test_masks_of_a_step(world):
@@ -153,6 +60,10 @@ def test_masks_of_a_step(world):
         torch.testing.assert_close(by_relation, quota, rtol=0, atol=0)
         assert not (masks.masked & ~masks.sampled).any()
         assert 5 <= count(masks.masked) <= 10
+        assert masks.slots.shape == masks.slot_weight.shape == (10,)
+        assert masks.slots[masks.slot_weight == 1].unique().numel() == count(masks.masked)
+        assert sampling.mask_of(masks.slots, 200).equal(masks.masked)
+        assert count(masks.slot_weight == 1) == count(masks.masked)
         assert not (masks.contrast_edges & ~masks.sampled).any()
         assert count(masks.contrast_edges) == edges - int(0.3 * edges)
         # The five largest of the same noisy scores are never among the lowest.
@@ -169,15 +80,15 @@ def test_one_noisy_score_decides_masking_and_contrast(world):
     """Of four edges the contrast keeps the one with the largest score + Gumbel noise: a draw from
     the softmax of the scores. The same edge is masked, beside one at random.
     """
-    torch.manual_seed(8)
-    sampler = world.model(mae_msize=1, cl_drop=0.75).sampler
+    model = world.model(mae_msize=1, cl_drop=0.75)
+    model.sampler.num_sampled, model.sampler.num_contrast_edges = 4, 1
     edges = torch.tensor([150, 3, 77, 20])
     score = torch.zeros(200)
     score[edges] = torch.tensor([0.0, 1.0, 2.0, 0.5])
     sampled = sampling.mask_of(edges, 200)
     kept, beside = torch.zeros(4), torch.zeros(4)
-    for _ in range(2000):
-        masks = sampler.draw(score, edges, sampled, None)
+    for rng in steps(2000):
+        masks = model.sampler.draw(score, model.kg, sampled, None, rng)
         (best,) = masks.contrast_edges.nonzero().flatten().tolist()
         assert masks.masked[best]
         kept += edges == best
@@ -207,9 +118,8 @@ def test_interactions_are_not_dropped_in_evaluation_mode(world):
 
 
 def test_each_interaction_is_kept_independently(world):
-    torch.manual_seed(6)
     sampler = world.model(node_dropout_rate=0.3).sampler
-    kept = torch.stack([sampler.sample_interactions()[:3] for _ in range(4000)])
+    kept = torch.stack([sampler.sample_interactions(rng)[:3] for rng in steps(4000)])
     outcomes = (kept * torch.tensor([4, 2, 1])).sum(1).bincount(minlength=8)
     expected = [0.7 ** bin(i).count("1") * 0.3 ** (3 - bin(i).count("1")) for i in range(8)]
     assert_distributed(outcomes.tolist(), expected)
@@ -221,7 +131,7 @@ def test_item_scores(world, masked):
     kg = model.kg
     sampled = torch.rand(200) < 0.5 if masked else torch.ones(200, dtype=torch.bool)
     score = torch.where(sampled, torch.rand(200) * 3, 0.0)
-    found = model.sampler.item_scores(score, sampled if masked else None)
+    found = model.sampler.item_scores(score, kg, sampled if masked else None)
     for item in range(12):
         mine = score[sampled & (kg.col == item)]
         mean = mine.mean().item() if len(mine) else 1.0
@@ -240,25 +150,28 @@ def test_item_scores_are_those_of_the_reference(world):
     score = model.gcn.norm_attn_computer(
         embedding, model.kg, edge_mask=model.kg.edge_mask(masks.sampled, "row")
     )
-    found = model.sampler.item_scores(model.kg.to_row_order(score), masks.sampled)
+    in_row_order = model.kg.to_row_order(score)
+    found = model.sampler.item_scores(in_row_order, model.kg, masks.sampled)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=0)
 
 
 def test_items_that_are_no_tails_have_the_score_one(world):
     world.edge_index[1] = world.edge_index[1].clamp(min=12)
-    sampler = world.model().sampler
-    torch.testing.assert_close(sampler.item_scores(torch.rand(200), None), torch.ones(12))
+    model = world.model()
+    found = model.sampler.item_scores(torch.rand(200), model.kg, None)
+    torch.testing.assert_close(found, torch.ones(12))
 
 
 def test_contrast_interactions_are_drawn_as_published(world):
     """Inclusion frequencies of interactions against those of the published multinomial."""
     torch.manual_seed(7)
     model = world.model()
-    score = torch.rand(12) * 4
-    kept = torch.rand(45) < 0.6
+    score, kept = torch.rand(200) * 4, torch.rand(45) < 0.6
+    item_score = model.sampler.item_scores(score, model.kg, None)
     mine, times = torch.zeros(45), 3000
-    for _ in range(times):
-        mine += model.sampler._contrast_interactions(score, kept)
+    for rng in steps(times):
+        masks = model.sampler.draw(score, model.kg, model.kg.rel >= 0, kept, rng)
+        mine += masks.contrast_interactions
     assert (mine[~kept] == 0).all()
     reference = world.reference(model)
     inter = model.interactions
@@ -266,13 +179,41 @@ def test_contrast_interactions_are_drawn_as_published(world):
     ids = kept.nonzero().flatten().double()
     theirs = torch.zeros(45)
     for _ in range(times):
-        _, drawn = reference.adaptive_ui_drop_cl(score, pairs, ids)
+        _, drawn = reference.adaptive_ui_drop_cl(item_score, pairs, ids)
         theirs[(drawn * 0.5).long()] += 1
     # Difference of two binomial frequencies: 27 of them, all within 4.7 standard deviations.
     p = (mine + theirs)[kept] / (2 * times)
     error = (mine - theirs)[kept].abs() / times / (2 * p * (1 - p) / times).sqrt()
     assert error.max() < 4.7
     assert p.max() - p.min() > 0.1  # and they do differ from each other
+
+
+def test_a_step_is_a_function_of_rng_alone(world):
+    model = world.model()
+    draws = [model.draw_masks(torch.tensor(rng)) for rng in ((1, 2), (1, 2), (1, 3), (2, 2))]
+    for name, value in vars(draws[0]).items():
+        assert torch.equal(value, getattr(draws[1], name)), name
+        if name not in ("slot_weight",):
+            assert not torch.equal(value, getattr(draws[2], name)), name
+            assert not torch.equal(value, getattr(draws[3], name)), name
+
+
+def test_published_quirks(world):
+    """The last relation is never sampled, and node_dropout_rate keeps interactions."""
+    model = world.model(node_dropout_rate=0.3, published_quirks=True)
+    quota = (world.edge_type.bincount(minlength=5) * 0.3).long()
+    assert quota[-1] > 0
+    quota[-1] = 0
+    assert model.sampler.num_sampled == quota.sum()
+    kept = 0
+    for rng in steps(200):
+        masks = model.draw_masks(rng)
+        by_relation = model.kg.rel[masks.sampled].bincount(minlength=5)
+        torch.testing.assert_close(by_relation, quota, rtol=0, atol=0)
+        kept += count(masks.kept)
+    # Of 45 * 200 draws 0.3 are kept: within 4.9 standard deviations, an error rate of 1e-6.
+    assert abs(kept / 9000 - 0.3) < 4.9 * (0.3 * 0.7 / 9000) ** 0.5
+    assert world.model(node_dropout_rate=0.0, published_quirks=True).draw_masks().sampled is None
 
 
 # -- the published methods, on edge lists ---------------------------------------------------------

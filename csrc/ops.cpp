@@ -64,4 +64,13 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "topk_mask(Tensor values, int? k, float? rate, bool largest, Tensor? mask, Tensor? rng, "
       "int[] streams) -> Tensor");
   m.def("mask_positions(Tensor mask, int count) -> Tensor");
+  m.def("dropout_mask(Tensor rng, int n, float p, int stream) -> Tensor");
+  m.def("sample_edges(Tensor rng, int n, int k, int stream) -> Tensor");
+  m.def("random_permutation(Tensor rng, int n, int count, int stream) -> Tensor");
+  m.def(
+      "sample_edges_per_relation(Tensor rng, Tensor rel, Tensor rank, Tensor count, float rate, "
+      "int stream) -> Tensor");
+  m.def(
+      "sample_negatives(Tensor rng, Tensor users, Tensor ptr, Tensor gap, int num_items, "
+      "int stream) -> Tensor");
 }

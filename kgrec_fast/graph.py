@@ -362,8 +362,10 @@ class RelGraph(_Graph):
     """
 
     relation_counts: Tensor  # int64 [num_relations]
-    # int32 [E], row order: see `relation_rank`. Not saved.
-    rank: Tensor | None = field(default=None, kw_only=True)
+    # What `ranks` keeps, int32 [E] each; not saved.
+    rank: Tensor | None = field(default=None, kw_only=True)  # row order
+    caller_rel: Tensor | None = field(default=None, kw_only=True)  # caller's order
+    caller_rank: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_edges(
@@ -424,12 +426,27 @@ class RelGraph(_Graph):
         Made when first asked for, then kept.
         """
         if self.rank is None:
-            order = _sort_by(self.edge_type, None, 0)
-            before = self.relation_counts.cumsum(0) - self.relation_counts
-            place = torch.empty_like(order)
-            place[order] = torch.arange(self.num_edges, device=self.device)
-            self._keep(rank=(self.to_row_order(place) - before[self.rel.long()]).int())
+            rank = self._caller_rank(self.edge_type)
+            self._keep(rank=self.to_row_order(rank))
         return self.rank  # type: ignore[return-value]
+
+    def ranks(self, edge_order: str = "row") -> tuple[Tensor, Tensor]:
+        """Relation and `relation_rank` of each edge, int32 [E], in row order or the caller's.
+
+        Made when first asked for, then kept: each order for itself.
+        """
+        if edge_order == "row":
+            return self.rel, self.relation_rank
+        if self.caller_rank is None:
+            relation = self.edge_type
+            self._keep(caller_rel=relation.int(), caller_rank=self._caller_rank(relation))
+        return self.caller_rel, self.caller_rank  # type: ignore[return-value]
+
+    def _caller_rank(self, relation: Tensor) -> Tensor:
+        order = _sort_by(relation, None, 0)
+        before = self.relation_counts.cumsum(0) - self.relation_counts
+        place = torch.arange(self.num_edges, device=self.device) - before[relation[order]]
+        return torch.empty_like(order, dtype=torch.int32).index_copy_(0, order, place.int())
 
 
 @dataclass(frozen=True)

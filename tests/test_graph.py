@@ -211,6 +211,45 @@ def test_saves_and_loads(tmp_path: Path) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(graph)).perm, graph.perm)
 
 
+def test_ranks_count_the_edges_of_a_relation_by_the_callers_ids(tmp_path: Path) -> None:
+    edge_index, edge_type = random_graph()
+    graph = RelGraph.from_edges(edge_index, edge_type, num_relations=9)
+    seen: dict[int, int] = {}
+    wanted = []
+    for relation in edge_type.tolist():
+        wanted.append(seen.get(relation, 0))
+        seen[relation] = wanted[-1] + 1
+    relations, ranks = graph.ranks("caller")
+    assert relations.tolist() == edge_type.tolist()
+    assert ranks.tolist() == wanted
+    assert torch.equal(graph.relation_rank, graph.to_row_order(ranks))
+    assert graph.ranks() == (graph.rel, graph.relation_rank)
+    assert ranks.dtype == relations.dtype == graph.relation_rank.dtype == torch.int32
+    # Kept, moved, no part of a file.
+    assert graph.relation_rank is graph.relation_rank
+    assert graph.ranks("caller")[1] is ranks
+    assert graph.to("meta").ranks("caller")[1].device.type == "meta"
+    graph.save(tmp_path / "graph.pt")
+    assert RelGraph.load(tmp_path / "graph.pt").rank is None
+
+
+def test_untouched_has_the_gaps_of_distinct_sorted_items(tmp_path: Path) -> None:
+    pairs = torch.tensor([[3, 0, 0, 0, 3, 3], [4, 5, 1, 5, 0, 1]])
+    graph = InteractionGraph.from_edges(pairs, num_users=5, num_items=6)
+    pointers, gaps = graph.untouched()
+    assert pointers.tolist() == [0, 2, 2, 2, 5, 5]
+    assert gaps.tolist() == [1, 4, 0, 0, 2]
+    assert (pointers.dtype, gaps.dtype) == (torch.int64, torch.int32)
+    assert graph.untouched()[1] is gaps
+    assert graph.to("meta").untouched()[1].device.type == "meta"
+    graph.save(tmp_path / "graph.pt")
+    assert InteractionGraph.load(tmp_path / "graph.pt").touched_gap is None
+    with pytest.raises(ValueError, match="user 2 has touched all 2 items"):
+        InteractionGraph.from_edges(torch.tensor([[2, 2, 2], [0, 1, 1]])).untouched()
+    with pytest.raises(ValueError, match="user 0 has touched all 1 items"):
+        InteractionGraph.from_edges(torch.tensor([[0, 1], [0, 0]])).untouched()
+
+
 ROW_PLAN = len(cuda_plan.RowPlan._fields) + len(cuda_plan.RunPlan._fields)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kgrec_fast import _library
 from kgrec_fast.graph import MAX_ID, InteractionGraph, RelGraph
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.random import (
@@ -20,6 +21,7 @@ from kgrec_fast.ops.random import (
     keep_mask_reference,
     random_bits_reference,
 )
+from kgrec_fast.ops.segment import readable
 
 _WORD = 0xFFFFFFFF
 FEISTEL_ROUNDS = 18
@@ -51,9 +53,9 @@ def _rounds(keys: Tensor, tweak: Tensor, x: Tensor, n: Tensor, inverse: bool) ->
         domain = domain | (domain >> shift)
     order = range(FEISTEL_ROUNDS)
     for i in reversed(order) if inverse else order:
-        target = domain & _TARGETS[i % 3]
-        source = x & (domain ^ target)
-        x = x ^ (_mix(source ^ ((keys[i] + tweak) & _WORD), tweak) & target)
+        target = _TARGETS[i % 3]
+        key = (keys[i] + tweak) & _WORD
+        x = x ^ (_mix((x & ~target) ^ key, tweak) & domain & target)
     return x
 
 
@@ -131,11 +133,11 @@ def sample_edges_per_relation(
     does not matter.
 
     Args:
-        graph: the edges; `graph.relation_rank` is made at the first call.
+        graph: the edges; `graph.ranks(edge_order)` is made at the first call.
         rate: share of the edges to keep, 0 <= rate <= 1.
         rng: int64[2], (seed, step), on the graph's device.
         stream: stream number.
-        edge_order: "caller", or "row" for the graph's own order.
+        edge_order: "caller", or "row" for the graph's own order; neither costs a permutation.
 
     Returns:
         bool [E], True where the edge is kept. Not differentiable. O(E).
@@ -148,16 +150,10 @@ def sample_edges_per_relation(
     check_rng(rng, graph.device)
     if edge_order not in ("caller", "row"):
         raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
-    if not _runs_native(graph.device, "sample_edges_per_relation"):
+    if not _common.runs_native(graph.device):
         return sample_edges_per_relation_reference(graph, rate, rng, stream, edge_order)
     return torch.ops.kgrec_fast.sample_edges_per_relation(
-        rng.contiguous(),
-        graph.rel,
-        graph.relation_rank,
-        graph.relation_counts,
-        graph.perm if edge_order == "caller" else None,
-        rate,
-        stream,
+        rng.contiguous(), *graph.ranks(edge_order), graph.relation_counts, rate, stream
     )
 
 
@@ -169,12 +165,10 @@ def sample_edges_per_relation_reference(
     edge_order: str = "caller",
 ) -> Tensor:
     """`sample_edges_per_relation` in plain PyTorch."""
-    relation = graph.rel.long()
+    relation, rank = (x.long() for x in graph.ranks(edge_order))
     wanted = torch.floor(rate * graph.relation_counts.double()).long()
     n = graph.relation_counts[relation]
-    image = feistel_permutation(rng, stream, graph.relation_rank.long(), n, relation)
-    kept = image < wanted[relation]
-    return graph.to_caller_order(kept) if edge_order == "caller" else kept
+    return feistel_permutation(rng, stream, rank, n, relation) < wanted[relation]
 
 
 def sample_edges(n: int, k: int, rng: Tensor, stream: int = Stream.SAMPLED_EDGES) -> Tensor:
@@ -195,7 +189,7 @@ def sample_edges(n: int, k: int, rng: Tensor, stream: int = Stream.SAMPLED_EDGES
     check_rng(rng)
     n, stream = _check_size("n", n), check_stream(stream)
     k = _check_size("k", k, n)
-    if not _runs_native(rng.device, "sample_edges"):
+    if not _common.runs_native(rng.device):
         return sample_edges_reference(n, k, rng, stream)
     return torch.ops.kgrec_fast.sample_edges(rng.contiguous(), n, k, stream)
 
@@ -227,7 +221,7 @@ def random_permutation(n: int, rng: Tensor, stream: int, count: int | None = Non
     check_rng(rng)
     n, stream = _check_size("n", n), check_stream(stream)
     count = n if count is None else _check_size("count", count, n)
-    if not _runs_native(rng.device, "random_permutation"):
+    if not _common.runs_native(rng.device):
         return random_permutation_reference(n, rng, stream, count)
     return torch.ops.kgrec_fast.random_permutation(rng.contiguous(), n, count, stream)
 
@@ -262,7 +256,7 @@ def dropout_mask(n: int, p: float, rng: Tensor, stream: int = Stream.KEPT_INTERA
     stream, p = check_stream(stream), _check_share("p", p)
     if n < 0:
         raise ValueError(f"n is {n}, expected a count >= 0")
-    if not _runs_native(rng.device, "dropout_mask"):
+    if not _common.runs_native(rng.device):
         return dropout_mask_reference(n, p, rng, stream)
     return torch.ops.kgrec_fast.dropout_mask(rng.contiguous(), n, p, stream)
 
@@ -272,6 +266,16 @@ def dropout_mask_reference(
 ) -> Tensor:
     """`dropout_mask` in plain PyTorch."""
     return keep_mask_reference(rng, stream, p, torch.Size([n]))
+
+
+def _check_users(users: Tensor, num_users: int) -> None:
+    if users.numel() and not num_users:
+        raise ValueError(f"users has {users.numel()} elements, but the graph has no users")
+    if users.numel() and readable(users):
+        low, high = (int(bound) for bound in torch.aminmax(users))
+        if low < 0 or high >= num_users:
+            i = int(((users < 0) | (users >= num_users)).nonzero()[0])
+            raise ValueError(f"users[{i}] is {int(users[i])}, expected 0 <= user < {num_users}")
 
 
 def sample_negatives(
@@ -307,9 +311,8 @@ def sample_negatives(
     _common.check_device("users", users, graph.device)
     check_rng(rng, graph.device)
     stream = check_stream(stream)
-    if users.numel() and not graph.num_rows:
-        raise ValueError(f"users has {users.numel()} elements, but the graph has no users")
-    if not _runs_native(graph.device, "sample_negatives"):
+    _check_users(users, graph.num_rows)
+    if not _common.runs_native(graph.device):
         return sample_negatives_reference(users, graph, rng, stream)
     pointers, gaps = graph.untouched()
     return torch.ops.kgrec_fast.sample_negatives(
@@ -322,13 +325,6 @@ def sample_negatives_reference(
 ) -> Tensor:
     """`sample_negatives` in plain PyTorch."""
     pointers, gaps = graph.untouched()
-    if users.device.type == "cpu":
-        bad = ((users < 0) | (users >= graph.num_rows)).nonzero().flatten()
-        if bad.numel():
-            i = int(bad[0])
-            raise ValueError(
-                f"users[{i}] is {int(users[i])}, expected 0 <= user < {graph.num_rows}"
-            )
     users = users.clamp(0, max(graph.num_rows - 1, 0))
     words = random_bits_reference(rng, stream, 4 * users.numel()).view(-1, 4)
     touched = pointers.diff()
@@ -341,8 +337,28 @@ def sample_negatives_reference(
     return place + below - pointers[users]
 
 
-# -- registration ---------------------------------------------------------------------------------
+if _library.CPU.loaded:
 
+    @torch.library.register_fake("kgrec_fast::sample_edges_per_relation")
+    def _(
+        rng: Tensor, rel: Tensor, rank: Tensor, count: Tensor, rate: float, stream: int
+    ) -> Tensor:
+        return rel.new_empty(rel.size(0), dtype=torch.bool)
 
-def _runs_native(device: torch.device, name: str) -> bool:
-    return hasattr(torch.ops.kgrec_fast, name) and _common.runs_native(device)
+    @torch.library.register_fake("kgrec_fast::sample_edges")
+    def _(rng: Tensor, n: int, k: int, stream: int) -> Tensor:
+        return rng.new_empty(n, dtype=torch.bool)
+
+    @torch.library.register_fake("kgrec_fast::random_permutation")
+    def _(rng: Tensor, n: int, count: int, stream: int) -> Tensor:
+        return rng.new_empty(count)
+
+    @torch.library.register_fake("kgrec_fast::dropout_mask")
+    def _(rng: Tensor, n: int, p: float, stream: int) -> Tensor:
+        return rng.new_empty(n, dtype=torch.bool)
+
+    @torch.library.register_fake("kgrec_fast::sample_negatives")
+    def _(
+        rng: Tensor, users: Tensor, ptr: Tensor, gap: Tensor, num_items: int, stream: int
+    ) -> Tensor:
+        return users.new_empty(users.size(0))

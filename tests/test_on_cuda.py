@@ -125,6 +125,61 @@ def test_random_bits_are_those_of_the_reference(n: int, device: torch.device) ->
         )
 
 
+def selections(values: Tensor, mask: Tensor, rng: Tensor, suffix: str = "") -> list[Tensor]:
+    """Results of every op that selects, or of their references."""
+    n = values.numel()
+    topk, positions, edges, weighted, noise = (
+        getattr(ops, name + suffix)
+        for name in ("topk_mask", "mask_positions", "masked_edges", "gumbel_topk", "gumbel_noise")
+    )
+    return [
+        topk(values, n // 3, mask=mask, rng=rng, streams=(Stream.EDGE_NOISE, 7)),
+        topk(values, rate=0.4, largest=False, mask=mask),
+        weighted(values, n // 5, rng, Stream.INTERACTION_NOISE),
+        noise(n, rng, Stream.EDGE_NOISE).view(torch.int32),
+        positions(mask, n // 2),
+        *edges(values, None, n, n // 7, rng),
+    ]
+
+
+def selection_operands(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    values = torch.randint(-9, 9, (n,), generator=generator) * 0.37  # many of them equal
+    mask = torch.rand(n, generator=generator) < 0.6
+    return values.to(device), mask.to(device), torch.tensor(RNG, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [0, 1, 5, 2049, 100_003])
+def test_selections_are_those_of_the_references(
+    n: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    values, mask, rng = selection_operands(n, torch.device("cpu"))
+    expected = selections(values.to(dtype), mask, rng, "_reference")
+    found = selections(values.to(device, dtype), mask.to(device), rng.to(device))
+    assert_same([x.cpu() for x in found], expected)
+
+
+def test_capture_of_selections(cuda: torch.device) -> None:
+    """Replayed on other values, with another mask and at another step."""
+    given = selection_operands(100_003, cuda)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        selections(*given)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = selections(*given)
+    values, mask, rng = given
+    for _ in range(2):
+        values.mul_(-0.5)
+        mask.copy_(mask.roll(1) & (values > -1))
+        rng[1].add_(1)
+        graph.replay()
+        assert_same(found, selections(*given))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_graphs_are_the_same_built_there_or_moved(case: str, device: torch.device) -> None:
     given = CASES[case]
@@ -205,6 +260,7 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
             Inputs.make(name, CASES["bipartite"], OPS[name].masked).to(device).run()
         random_bits(torch.tensor(RNG, device=device), 0, 8)
         ops.topk_items(*ranking_on(device))
+        selections(*selection_operands(9, device))
     called = {name for name, where in recorder.seen if where == device.type}
     assert called == set(_library.op_names())
     if device.type == "cuda":

@@ -43,6 +43,6 @@ KGREC_GUMBEL auto gumbel(I k) {
   const auto x = -gumbel_log<L>(f, L::to_float(e - (kUniformBits + 1)));
 
   e = (L::as_int(x) - kRootHalfBits) >> kMantissaBits;
-  const auto mantissa = L::as_float(L::as_int(x) - (e << kMantissaBits));
+  const auto mantissa = L::as_float(L::as_int(x) - e * (1 << kMantissaBits));
   return -gumbel_log<L>(mantissa - L::splat(1.0f), L::to_float(e));
 }

@@ -149,7 +149,7 @@ def test_noise_is_added_stream_by_stream(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["normal", "few", "equal"])
 def test_threads_do_not_matter(isa: str, kind: str, dtype: torch.dtype) -> None:
-    n = 300_001
+    n = 200_001
     values, mask = VALUES[kind](n).to(dtype), random_mask(n, 0.5)
     for streams in ((), (3,)):
         how = {"mask": mask, "rng": RNG, "streams": streams}

@@ -63,6 +63,25 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "topk_rows(Tensor scores, Tensor? known_ptr, Tensor? known_items, Tensor? users, int k) -> "
       "(Tensor, Tensor)");
+      "contrast_loss(Tensor z1, Tensor z2, Tensor permutation, float tau) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "contrast_loss_backward(Tensor grad, Tensor z1, Tensor z2, Tensor permutation, "
+      "Tensor kept_rows, Tensor inverse, float tau) -> (Tensor, Tensor)");
+  m.def(
+      "bpr_loss(Tensor user, Tensor positive, Tensor negative, Tensor? weight, float reg_weight, "
+      "float eps) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "bpr_loss_backward(Tensor grad, Tensor user, Tensor positive, Tensor negative, "
+      "Tensor? weight, Tensor gap, Tensor total, float reg_weight, float eps) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "reconstruction_loss(Tensor head, Tensor tail, Tensor relation, Tensor relation_ids, "
+      "Tensor? weight) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "reconstruction_loss_backward(Tensor grad, Tensor head, Tensor tail, Tensor relation, "
+      "Tensor relation_ids, Tensor? weight, Tensor score, Tensor total) -> "
+      "(Tensor, Tensor, Tensor)");
 
   m.def("random_bits(Tensor rng, int stream, int n) -> Tensor");
   m.def("dropout_mask(Tensor rng, int n, float p, int stream) -> Tensor");

@@ -8,26 +8,9 @@
 #include "cuda/device.cuh"
 #include "cuda/dropout_normalize_add.h"
 #include "cuda/philox.cuh"
+#include "cuda/rows.cuh"
 
 namespace kgrec::cuda {
-
-// The lanes of a group: those that share a row.
-struct GroupLanes {
-  int lane;       // in the group
-  unsigned mask;  // of the group in the warp
-};
-
-// f(row, lanes) for the rows of this group.
-template <class S, class F>
-KGREC_DEVICE void for_rows(int64_t rows, F&& f) {
-  constexpr int kGroups = kWarp / S::kLanes;
-  const int lane = lane_of_warp();
-  const GroupLanes lanes{lane % S::kLanes, group_mask(lane, S::kLanes)};
-  const int64_t first = warp_of_grid() * kGroups + lane / S::kLanes;
-  for (int64_t row = first; row < rows; row += warps_in_grid() * kGroups) {
-    f(row, lanes);
-  }
-}
 
 template <class T>
 KGREC_DEVICE const T* row_of(const Matrix& x, int64_t row) {

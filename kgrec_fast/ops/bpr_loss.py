@@ -27,7 +27,7 @@ def check_weight(weight: Tensor | None, rows: int, like: Tensor) -> Tensor | Non
     _common.check_device("weight", weight, like.device)
     dtype = _common.accumulate_dtype(like.dtype)
     weight = weight.detach() if weight.requires_grad else weight
-    return weight if weight.dtype == dtype else weight.to(dtype)
+    return weight.to(dtype).contiguous()
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
@@ -116,7 +116,7 @@ def bpr_loss(
         ValueError: a shape, a device, reg_weight or eps is not as described.
     """
     weight = _check(user, positive, negative, reg_weight, weight, eps)
-    if not (_NATIVE and _common.runs_native(user.device)):
+    if not _common.runs_native(user.device):
         return bpr_loss_reference(user, positive, negative, reg_weight, weight, eps)
     return _bpr_loss(user, positive, negative, weight, reg_weight, eps)[0]
 
@@ -138,9 +138,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     return *grads, None, None, None
 
 
-_NATIVE = _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "bpr_loss")
-
-if _NATIVE:
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::bpr_loss")
     def _(user: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,7 +72,8 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
         permutation: int64 [n], the row that is the negative of each row. On CUDA it goes unchecked:
             rows with an index out of range give NaN, gradients of a mapping that is none of one
             row to one are undefined.
-        tau: temperature, above 0.
+        tau: temperature, above 0; below the smallest normal number of the result's dtype it counts
+            as that.
 
     Returns:
         [n], float64 for float64, else float32.
@@ -83,7 +84,7 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
         RuntimeError: `permutation` is none (CPU).
     """
     _check(z1, z2, permutation, tau)
-    if not (_NATIVE and _common.runs_native(z1.device)):
+    if not _common.runs_native(z1.device):
         return contrast_loss_reference(z1, z2, permutation, tau)
     return _contrast_loss(z1, z2, permutation, tau)[0]
 
@@ -103,9 +104,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     return *grads, None, None
 
 
-_NATIVE = _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "contrast_loss")
-
-if _NATIVE:
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::contrast_loss")
     def _(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> tuple[Tensor, ...]:

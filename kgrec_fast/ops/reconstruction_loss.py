@@ -80,7 +80,7 @@ def reconstruction_loss(
         RuntimeError: an id is out of range (CPU).
     """
     weight = _check(head, tail, relation, relation_ids, weight)
-    if not (_NATIVE and _common.runs_native(head.device)):
+    if not _common.runs_native(head.device):
         return reconstruction_loss_reference(head, tail, relation, relation_ids, weight)
     return _reconstruction_loss(head, tail, relation, relation_ids, weight)[0]
 
@@ -99,9 +99,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     return *grads, None, None
 
 
-_NATIVE = _library.CPU.loaded and hasattr(torch.ops.kgrec_fast, "reconstruction_loss")
-
-if _NATIVE:
+if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::reconstruction_loss")
     def _(head: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,11 @@ MAX_SCORES = 1 << 24
 MAX_CUDA_K = 1024
 """More than that the CUDA kernel does not rank: the reference does. Equal to kMaxTopk in C++."""
 
+# A block on the CPU: scores that stay in the cache from the product to the ranking, but as many rows
+# as make a fast product.
+CPU_SCORES = 1 << 21
+MIN_CPU_ROWS = 64
+
 # scores, known_ptr, known_items, users, k -> values, items
 _RankRows = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], tuple]
 
@@ -124,6 +129,8 @@ def _in_blocks(
     rows, items = user_emb.size(0), item_emb.size(0)
     k = min(k, items)
     step = max(1, max_scores // max(1, items))
+    if user_emb.device.type == "cpu" and not torch.compiler.is_compiling():
+        step = min(step, max(MIN_CPU_ROWS, CPU_SCORES // max(1, items)))
     dtype = _common.accumulate_dtype(user_emb.dtype)
     by_item = item_emb.to(dtype).T
     ranked = []

@@ -63,6 +63,8 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "topk_rows(Tensor scores, Tensor? known_ptr, Tensor? known_items, Tensor? users, int k) -> "
       "(Tensor, Tensor)");
+
+  m.def(
       "contrast_loss(Tensor z1, Tensor z2, Tensor permutation, float tau) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(

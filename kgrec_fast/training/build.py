@@ -60,8 +60,7 @@ def resolve_device(name: str) -> torch.device:
 def build_model(dataset: KGDataset, config: Config) -> KGRec:
     """KGRec on the graphs of a data set, on the configured device.
 
-    Seeds torch's generator with ``training.seed``: the initial weights follow from it, and so do
-    the draws of the training that comes after.
+    Seeds torch's generator with ``training.seed``: the initial weights follow from it.
 
     Raises:
         ConfigError: if the device cannot be used.

@@ -76,6 +76,9 @@ class ModelConfig(_Section):
     cl_tau: PositiveFloat = 1.0
     cl_drop: Share = 0.5
     samp_func: Literal["torch", "np"] = "torch"
+    published_quirks: bool = Field(
+        default=False, description="sample as the paper's code does where the method does not ask it"
+    )
 
     @model_validator(mode="after")
     def _heads(self) -> ModelConfig:
@@ -97,6 +100,9 @@ class TrainingConfig(_Section):
         default=10, description="evaluations without gain before the run stops"
     )
     device: str = "cpu"
+    cuda_graph: bool | None = Field(
+        default=None, description="capture steps in a CUDA graph; where the device is CUDA if absent"
+    )
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads; torch's choice if absent"
     )

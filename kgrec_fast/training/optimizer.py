@@ -11,7 +11,8 @@ _PREFIX = "optimizer."
 
 
 def make_adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
-    """Adam over all parameters, in its fused form (one pass over each) where torch has it.
+    """Adam over all parameters, in its fused form (one pass over each) where torch has it, and on
+    CUDA in one that a CUDA graph can capture.
 
     Raises:
         ValueError: if the model has no parameters.
@@ -20,7 +21,10 @@ def make_adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.A
     if not parameters:
         raise ValueError("model: it has no trainable parameters, nothing to train")
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=fused)
+    capturable = all(p.device.type == "cuda" for p in parameters)
+    return torch.optim.Adam(
+        parameters, lr=lr, weight_decay=weight_decay, fused=fused, capturable=capturable
+    )
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -44,6 +44,9 @@ class Reporter:
     def stop(self) -> None:
         """Training is over, for whatever reason."""
 
+    def note(self, text: str) -> None:
+        """Something that whoever runs the training may want to know."""
+
 
 class ConsoleReporter(Reporter):
     """Reports to a rich console."""
@@ -55,6 +58,9 @@ class ConsoleReporter(Reporter):
         self._epochs = 0
         self._tables = True
         self._last_line = -math.inf
+
+    def note(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False)
 
     def start(self, *, epochs: int, pairs: int, evaluations: int, done: int) -> None:
         self._epochs = epochs

@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +21,24 @@ from kgrec_fast.training.checkpoint import (
     model_tensors,
     save_checkpoint,
 )
-from kgrec_fast.training.config import Config
+from kgrec_fast.training.config import Config, parse_config
 from kgrec_fast.training.evaluation import evaluate
 from kgrec_fast.training.interrupts import Interrupts, TrainingInterrupted
 from kgrec_fast.training.optimizer import load_optimizer, make_adam, optimizer_tensors
 from kgrec_fast.training.report import Reporter
 from kgrec_fast.training.run_folder import RunFolder
+from kgrec_fast.training.steps import (
+    CapturedStep,
+    CaptureError,
+    Check,
+    PlainStep,
+    why_not_captured,
+)
 
 if TYPE_CHECKING:
     from kgrec_fast.data.dataset import KGDataset
 
-# Reading a loss waits for the device: at each step on a CPU, in groups elsewhere.
+# Reading a loss waits for the device, so that elsewhere than on a CPU it is done in groups.
 _STEPS_PER_READ = 32
 # Between evaluations the state is saved at ends of epochs, but no more often than this.
 _SECONDS_PER_SAVE = 30.0
@@ -58,16 +65,23 @@ class Results:
 class Trainer:
     """Trains a model on a data set, in a run folder.
 
-    The draws of the model come from torch's generator as it is when `fit` starts, those of order
-    and negatives from ``training.seed``.
+    All draws, those of order, negatives and of the steps of the model, are functions of
+    ``training.seed``. A model without ``training_step(batch, rng)`` draws from torch's generator as
+    it is when `fit` starts.
+
+    On CUDA a step is captured, optimizer included, in one CUDA graph; where that cannot be, the
+    reporter is told why, and steps run plainly.
 
     Args:
-        model: a module with ``calculate_loss(batch)`` and ``embeddings()``, on its device.
+        model: a module with ``training_step(batch, rng)`` (see `KGRec.training_step`) or
+            ``calculate_loss(batch)``, and ``embeddings()``, on its device.
         dataset: the interactions.
         config: the configuration; its sections ``training`` and ``evaluation`` are used here.
         run_dir: the folder; ``runs/<dataset>-<timestamp>`` where None. A `RunFolder` is taken as
             it is, which is how a run is continued.
         reporter: told what happens; silent by default.
+        cuda_graph: whether to capture steps; None takes ``training.cuda_graph``, which by default
+            is where the model is on CUDA.
 
     Raises:
         ConfigError: if the folder already holds a run.
@@ -81,6 +95,7 @@ class Trainer:
         config: Config,
         run_dir: Path | str | RunFolder | None = None,
         reporter: Reporter | None = None,
+        cuda_graph: bool | None = None,
     ) -> None:
         from kgrec_fast.data.samplers import PairLoader
 
@@ -107,6 +122,21 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._drawn_at = -math.inf
         self._fingerprint = fingerprint(dataset)
+        self._rng = torch.tensor([settings.seed, 0], device=self.device)
+        self._step: PlainStep = PlainStep(model, self.optimizer, self._rng)
+        wanted = settings.cuda_graph if cuda_graph is None else cuda_graph
+        if wanted is None:
+            wanted = self.device.type == "cuda"
+        if wanted:
+            self._capture_steps()
+
+    def _capture_steps(self) -> None:
+        reason = why_not_captured(self.model, self.device)
+        if reason is None:
+            size = min(self.config.training.batch_size, self.dataset.train.shape[1])
+            self._step = CapturedStep(self.model, self.optimizer, self._rng, size)
+        else:
+            self.reporter.note(f"cuda_graph: {reason}; steps run plainly")
 
     @property
     def best(self) -> dict[str, Any] | None:
@@ -167,17 +197,18 @@ class Trainer:
         """The steps of an epoch that are not made yet."""
         self.model.train()
         self.reporter.epoch(self.epoch + 1)
+        self._rng[1] = self.epoch * len(self.loader) + self._steps
         unread: list[tuple[Tensor, int]] = []
-        steps_per_read = 1 if self.device.type == "cpu" else _STEPS_PER_READ
+        on_cpu = self.device.type == "cpu"
         clock = time.perf_counter()
         for batch in self.loader:
-            loss: Tensor = cast(Any, self.model).calculate_loss(batch)
-            unread.append((loss.detach(), batch["user_id"].shape[0]))
-            if len(unread) >= steps_per_read:  # on a CPU: before a bad loss can reach the weights
-                self._read_losses(unread)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
+            pairs = batch["user_id"].shape[0]
+            if on_cpu:  # the loss is read before a bad one can reach the weights
+                self._make_step(batch, lambda loss, n=pairs: self._read_losses([(loss, n)]))
+            else:
+                unread.append((self._make_step(batch), pairs))
+                if len(unread) >= _STEPS_PER_READ:
+                    self._read_losses(unread)
             now = time.perf_counter()
             self._seconds, clock = self._seconds + now - clock, now
             self._loader_state = self.loader.state_dict()
@@ -186,6 +217,15 @@ class Trainer:
                 self._stop(interrupts)
         self._read_losses(unread)
         self._seconds += time.perf_counter() - clock
+
+    def _make_step(self, batch: dict[str, Tensor], check: Check | None = None) -> Tensor:
+        """A step, captured where that is wanted and can be."""
+        try:
+            return self._step(batch, check)
+        except CaptureError as error:
+            self.reporter.note(f"cuda_graph: capture failed ({error}); steps run plainly")
+        self._step = PlainStep(self.model, self.optimizer, self._rng)
+        return self._step(batch, check)
 
     def _read_losses(self, unread: list[tuple[Tensor, int]]) -> None:
         if not unread:
@@ -380,10 +420,12 @@ def check_dataset(checkpoint: Checkpoint, expected: str) -> None:
 def check_config(checkpoint: Checkpoint, config: Config) -> None:
     """Raises CheckpointError if a run would be continued with other settings than it was begun.
 
-    The number of epochs and of threads may change, and where the data lie.
+    The number of epochs and of threads may change, how steps are run, and where the data lie.
     """
-    given, expected = checkpoint.metadata["config"], config.model_dump(mode="json")
-    free = {"dataset.name", "training.epochs", "training.threads"}
+    # What was not there yet when the run was begun had its default.
+    given = parse_config(checkpoint.metadata["config"]).model_dump(mode="json")
+    expected = config.model_dump(mode="json")
+    free = {"dataset.name", "training.epochs", "training.threads", "training.cuda_graph"}
     for section, fields in expected.items():
         for field_name, value in fields.items():
             was = given.get(section, {}).get(field_name)

@@ -22,6 +22,7 @@ def test_defaults_are_the_published_ones() -> None:
         "cl_tau": 1.0,
         "cl_drop": 0.5,
         "samp_func": "torch",
+        "published_quirks": False,
     }
     training = Config().training
     assert (training.batch_size, training.lr) == (2048, 1e-3)

@@ -24,7 +24,7 @@ def load(name: str, quick: bool = False) -> KGDataset:
     """A data set for the benchmark.
 
     "alibaba-fashion" and "news" have the graphs of `benchmarks.relation_attention` and generated
-    interactions, all of them for training; any other name is that of `kgrec_fast.data.load_dataset`.
+    interactions, all of them for training; any other name goes to `kgrec_fast.data.load_dataset`.
     With ``quick`` everything is tiny and planted.
     """
     if quick:
@@ -55,7 +55,7 @@ def load(name: str, quick: bool = False) -> KGDataset:
 
 
 def interactions(n_users: int, n_items: int, count: int, seed: int = 0) -> torch.Tensor:
-    """int64 [2, count]: distinct pairs of a user and an item, of unequal activity and popularity."""
+    """int64 [2, count]: distinct pairs of users and items, of unequal activity and popularity."""
     rng = np.random.default_rng(seed)
     activity = np.exp(USER_SPREAD * rng.standard_normal(n_users))
     popularity = (np.arange(n_items) + 1.0) ** -POPULARITY_SKEW

@@ -1,14 +1,18 @@
-"""A whole training step of KGRec, Adam included, against the reference on torch_scatter + PyG.
+"""A training step of KGRec, Adam included, against the published method on torch_scatter + PyG.
 
-Losses and gradients of both models are compared first, under the same random choices.
+That is `ReferenceKGRec`: it works on edge lists and draws on the host, relation by relation. Losses
+and gradients of both models are compared first, under the same random choices. Peak memory is that
+of one step, in a fresh process a side, above what is resident once Adam has its state.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,12 +20,17 @@ from torch import Tensor, nn
 
 from benchmarks import _step_data, baselines
 from benchmarks._harness import Row, check_close, finish, interleave, parser, quantile, start, table
+from benchmarks._memory import peak_in_fresh_process
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
+from kgrec_fast.training.memory import keep_freed_memory
 
 LEARNING_RATE = 1e-3
+BATCH_SIZE = 2048
+MOST_BATCHES = 40
+PROFILED = 5  # steps in the profiler
 
 
 def make_models(
@@ -84,22 +93,60 @@ def check(
     return f"loss {losses[0].item():.6f}; largest difference: {worst:.1e} of the largest value"
 
 
-def stepper(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callable[[], float]:
+def make_step(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callable[[], float]:
     """A function that makes one training step, with the next of the batches; returns the loss."""
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    rng, one = torch.tensor([0, 0]), torch.tensor([0, 1])
     model.train()
     made = 0
 
     def step() -> float:
         nonlocal made
+        batch = batches[made % len(batches)]
+        if isinstance(model, KGRec):
+            loss = model.training_step(batch, rng)
+        else:
+            loss = model.calculate_loss(batch)  # type: ignore[operator]
         optimizer.zero_grad(set_to_none=True)
-        loss = model.calculate_loss(batches[made % len(batches)])  # type: ignore[operator]
         loss.backward()
         optimizer.step()
+        rng.add_(one)
         made += 1
         return loss.item()
 
     return step
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+BACKWARD, WHOLE = "backward of everything", "whole step"
+
+
+def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
+    """Methods of a model, and what part of a step each is."""
+    gcn = model.gcn
+    common: list[tuple[Any, str, str]] = [(model.contrast_fn, "forward", "contrast")]
+    if isinstance(model, KGRec):
+        return [
+            *common,
+            (model, "draw_masks", "draws and rationale scores"),
+            (gcn, "messages", "recommendation: attention hops, users"),
+            (gcn, "ui_messages", "user-item view"),
+            (gcn, "kg_messages", "KG view"),
+        ]
+    return [
+        *common,
+        (model, "relation_aware_edge_sampling", "draws and rationale scores"),
+        (model, "node_dropout", "draws and rationale scores"),
+        (gcn, "norm_attn_computer", "draws and rationale scores"),
+        (model, "item_scores", "draws and rationale scores"),
+        (model, "mae_edge_mask_adapt_mixed", "draws and rationale scores"),
+        (model, "adaptive_kg_drop_cl", "draws and rationale scores"),
+        (model, "adaptive_ui_drop_cl", "draws and rationale scores"),
+        (gcn, "forward", "recommendation: attention hops, users"),
+        (gcn, "forward_ui", "user-item view"),
+        (gcn, "forward_kg", "KG view"),
+    ]
 
 
 class Parts:
@@ -111,132 +158,200 @@ class Parts:
     def __init__(self) -> None:
         self.steps: list[dict[str, float]] = []
 
-    def watch(self, owner: Any, method: str, part: str) -> None:
-        """Replaces ``owner.method`` by itself with a clock."""
-        function = getattr(owner, method)
+    def add(self, part: str, seconds: float) -> None:
+        self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
 
+    @contextmanager
+    def watch(self, methods: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+        """Replaces ``owner.method`` by itself with a clock, for as long as this lasts."""
+        originals = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in methods]
+        for owner, name, part in methods:
+            setattr(owner, name, self._timed(getattr(owner, name), part))
+        try:
+            yield
+        finally:
+            for owner, name, original in originals:
+                delattr(owner, name) if original is None else setattr(owner, name, original)
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds = self.steps[-1]
-                seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begin
+                self.add(part, time.perf_counter() - begin)
 
-        setattr(owner, method, timed)
+        return timed
 
     def median(self) -> dict[str, float]:
-        names = dict.fromkeys(name for step in self.steps for name in step)
-        return {n: quantile([step.get(n, 0.0) for step in self.steps], 0.5) for n in names}
+        """Of all steps but the first."""
+        steps = self.steps[1:]
+        names = dict.fromkeys(name for step in steps for name in step)
+        return {n: quantile([step.get(n, 0.0) for step in steps], 0.5) for n in names}
 
 
 def breakdown(
-    model: KGRec, batches: Sequence[dict[str, Tensor]], steps: int
-) -> tuple[dict[str, float], str]:
-    """Median seconds of the parts of our step, and the operators that take most."""
+    model: KGRec | ReferenceKGRec, batches: Sequence[dict[str, Tensor]], steps: int
+) -> dict[str, float]:
+    """Median seconds of the parts of a step."""
     parts = Parts()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    watched = (
-        (model, "draw_masks", "draw masks (scores included)"),
-        (model.gcn, "messages", "recommendation: attention hops, users"),
-        (model.gcn, "forward_ui", "user-item view"),
-        (model.gcn, "kg_messages", "KG view"),
-        (model.contrast_fn, "forward", "contrast"),
-        (optimizer, "step", "Adam"),
-    )
-    model.train()
-    originals = [(owner, method, owner.__dict__.get(method)) for owner, method, _ in watched]
-    for owner, method, part in watched:
-        parts.watch(owner, method, part)
-    try:
-        for number in range(steps + 1):
+    step = make_step(model, batches)
+    optimizers = (torch.optim.Adam, "step", "Adam")
+    with parts.watch([*watched(model), (Tensor, "backward", BACKWARD), optimizers]):
+        for _ in range(steps + 1):
             parts.steps.append({})
             begin = time.perf_counter()
-            optimizer.zero_grad(set_to_none=True)
-            loss = model.calculate_loss(batches[number % len(batches)])
-            forward = time.perf_counter()
-            loss.backward()
-            backward = time.perf_counter()
-            optimizer.step()
-            seconds = parts.steps[-1]
-            listed = sum(seconds.values()) - seconds["Adam"]
-            seconds["projection, losses and the rest"] = forward - begin - listed
-            seconds["backward"] = backward - forward
-            seconds["whole step"] = time.perf_counter() - begin
-    finally:
-        for owner, method, original in originals:
-            if original is None:
-                delattr(owner, method)
-            else:
-                setattr(owner, method, original)
-    del parts.steps[0]
+            step()
+            whole = time.perf_counter() - begin
+            listed = sum(parts.steps[-1].values())
+            parts.add("losses, projection and the rest", whole - listed)
+            parts.add(WHOLE, whole)
+    return parts.median()
 
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
-        for batch in batches[:5]:
-            optimizer.zero_grad(set_to_none=True)
-            model.calculate_loss(batch).backward()
-            optimizer.step()
+
+# What an operator of our step belongs to, by its name; the rest belongs to neither.
+KINDS = {
+    "graph aggregation and its epilogue": (
+        "kgrec_fast::relation_attention",
+        "kgrec_fast::relation_mean",
+        "kgrec_fast::weighted_aggregate",
+        "kgrec_fast::dropout_normalize_add",
+        "kgrec_fast::rationale_scores",
+    ),
+    "dense layers": ("aten::mm", "aten::addmm", "aten::relu", "aten::threshold", "aten::clamp_min"),
+    "optimizer": ("aten::_fused_adam",),
+}
+
+
+def kinds(model: KGRec, batches: Sequence[dict[str, Tensor]]) -> tuple[dict[str, float], str]:
+    """Seconds a step that operators of each of the kinds take by themselves, and a table of all."""
+    step = make_step(model, batches)
+    for _ in range(2):
+        step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(PROFILED):
+            step()
     averages = profile.key_averages()
-    hot = averages.table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60)
-    return parts.median(), hot
+    seconds = dict.fromkeys(KINDS, 0.0)
+    for operator in averages:
+        for kind, names in KINDS.items():
+            if operator.key.startswith(names):
+                seconds[kind] += operator.self_cpu_time_total * 1e-6 / PROFILED
+    hot = averages.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
+    return seconds, hot
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def prepare_step(side: str, name: str, baseline: str, size: str) -> Callable[[], float]:
+    """For `peak_in_fresh_process`: a step of one side, after one that makes Adam's state."""
+    torch.set_num_threads(2)
+    data = _step_data.load(name, size == "quick")
+    hyper = {"mae_msize": 8} if size == "quick" else {}
+    models = make_models(data, baselines.find_baseline(baseline), **hyper)
+    step = make_step(models[side == "theirs"], batches_of(data, BATCH_SIZE))
+    step()
+    del models
+    return step
+
+
+def batches_of(data: KGDataset, batch_size: int) -> list[dict[str, Tensor]]:
+    """Some batches, all of one size where there are several."""
+    batches = list(islice(PairLoader(data, batch_size), MOST_BATCHES))
+    return batches[:-1] or batches
 
 
 def _arguments() -> argparse.ArgumentParser:
     result = parser(__doc__)
     result.add_argument(
         "--data",
-        default="ml-100k",
-        help="alibaba-fashion, news, or a name or folder of `kgrec-fast train` (default ml-100k)",
+        nargs="+",
+        default=["ml-100k", "alibaba-fashion", "news"],
+        help="alibaba-fashion, news, and names or folders of `kgrec-fast train`",
     )
     names = ", ".join(baselines.BASELINES)
     result.add_argument("--baseline", default="auto", help=f"auto, {names}")
-    result.add_argument("--batch-size", type=int, default=2048)
+    result.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     result.add_argument("--rounds", type=int, default=40, help="steps of each side")
-    result.add_argument("--budget", type=float, default=120.0, help="seconds")
+    result.add_argument("--budget", type=float, default=120.0, help="seconds for each data set")
+    result.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
     result.add_argument("--hot", action="store_true", help="print the profiler's table as well")
     return result
+
+
+def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace) -> Row:
+    """One data set: equality, time, parts, memory."""
+    quick = options.quick
+    data = _step_data.load(name, quick)
+    print(
+        f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_entities:,} nodes, "
+        f"{data.n_edges:,} triples, {data.train.shape[1]:,} training pairs"
+    )
+    hyper = {"mae_msize": 8} if quick else {}
+    batches = batches_of(data, options.batch_size)
+    print(f"  {check(data, baseline, batches[0], **hyper)}")
+
+    model, reference = make_models(data, baseline, **hyper)
+    ours, theirs = interleave(
+        [make_step(model, batches), make_step(reference, batches)],
+        rounds=3 if quick else options.rounds,
+        budget=options.budget,
+        warmup=2,
+    )
+    slow = theirs.median > 1
+    parts = breakdown(model, batches, 3 if quick else 20)
+    their_parts = breakdown(reference, batches, 3 if quick or slow else 10)
+    by_kind, hot = kinds(model, batches)
+    share = {kind: seconds / ours.median for kind, seconds in by_kind.items()}
+    share["the rest"] = 1 - sum(share.values())
+    print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
+    print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))
+    if options.hot:
+        print(hot)
+    del model, reference
+    peaks: list[int | None] = [None, None]
+    if not options.no_memory:
+        size = "quick" if quick else "full"
+        peaks = [
+            peak_in_fresh_process(
+                "benchmarks.train_step", "prepare_step", side, name, baseline.name, size
+            )
+            for side in ("ours", "theirs")
+        ]
+    return Row.of(
+        ours,
+        theirs,
+        op="train_step",
+        graph=name,
+        direction="step",
+        baseline=f"reference on {baseline.name}",
+        memory=(peaks[0], peaks[1]),
+        extra={
+            "data": data.name,
+            "batch_size": options.batch_size,
+            "parts": parts,
+            "baseline_parts": their_parts,
+            "shares": share,
+        },
+    )
+
+
+def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:
+    order = [n for n in ours if n != WHOLE] + [WHOLE]
+    return [(n, f"{ours[n] * 1e3:.2f}", f"{theirs.get(n, 0.0) * 1e3:.1f}") for n in order]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
     options = _arguments().parse_args(arguments)
     start(options)
+    if keep_freed_memory():
+        print("glibc keeps freed memory, for both sides, as in `kgrec-fast train`")
     baseline = baselines.find_baseline(options.baseline)
-    data = _step_data.load(options.data, options.quick)
-    print(
-        f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_entities:,} nodes, "
-        f"{data.n_edges:,} triples, {data.train.shape[1]:,} training pairs"
-    )
-    hyper = {"mae_msize": 8} if options.quick else {}
-    batches = list(PairLoader(data, options.batch_size))
-    if len(batches) > 1:
-        del batches[-1]  # the last one is smaller
-    print(f"  {check(data, baseline, batches[0], **hyper)}")
-
-    model, reference = make_models(data, baseline, **hyper)
-    ours, theirs = interleave(
-        [stepper(model, batches), stepper(reference, batches)],
-        rounds=3 if options.quick else options.rounds,
-        budget=options.budget,
-        warmup=2,
-    )
-    parts, hot = breakdown(model, batches, 3 if options.quick else 20)
-    row = Row.of(
-        ours,
-        theirs,
-        op="train_step",
-        graph=data.name,
-        direction="step",
-        baseline=f"reference on {baseline.name}",
-        extra={"batch_size": options.batch_size, "parts": parts},
-    )
-    finish(options, [row])
-    print()
-    print(table(("part of our step", "ms"), [(k, f"{v * 1e3:.2f}") for k, v in parts.items()]))
-    if options.hot:
-        print(hot)
+    names = options.data[:1] if options.quick else options.data
+    finish(options, [measure(name, baseline, options) for name in names])
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ class KGRec(EdgeListSampling, nn.Module):
             cl_drop,
             published_quirks,
         )
-        weight, user_weight = _weights(interactions)
-        self.register_buffer("_edge_weight", weight, persistent=False)
+        edge_weight, user_weight = _weights(interactions)
+        self.register_buffer("_edge_weight", edge_weight, persistent=False)
         self.register_buffer("_user_weight", user_weight, persistent=False)
         if self.sampler.num_masked < mae_msize or mae_msize == self.sampler.num_sampled:
             warnings.warn(
@@ -310,17 +310,17 @@ class KGRec(EdgeListSampling, nn.Module):
         """
         self._cache = None
         user, positive = batch["user_id"], batch["item_id"]
-        if rng is None and (masks is None or "neg_item_id" not in batch):
-            rng = draw_rng(self.kg.device)
-        negative = batch["neg_item_id"] if "neg_item_id" in batch else None
+        if rng is None:
+            rng = draw_rng(self.kg.device) if masks is None else masks.rng
+        negative = batch.get("neg_item_id")
         if negative is None:
             negative = ops.sample_negatives(user, self.interactions, rng)
         _, _, user_emb, items, mae_loss, cl_loss = self._step(
             masks, rng, user, torch.cat([positive, negative])
         )
-        loss = ops.bpr_loss(
-            user_emb, *items.chunk(2), self.reg_weight, batch["weight"] if "weight" in batch else None
-        )
+        positive, negative = items.chunk(2)
+        weight = batch.get("weight")
+        loss = ops.bpr_loss(user_emb, positive, negative, self.reg_weight, weight)
         return loss + self.mae_coef * mae_loss + self.cl_coef * cl_loss
 
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
@@ -468,6 +468,8 @@ def _weights(interactions: InteractionGraph) -> tuple[Tensor | None, Tensor | No
     by_row = interactions.to_row_order(weight)
     first = interactions.rowptr[:-1].clamp(max=max(by_row.numel() - 1, 0))
     per_user = by_row.index_select(0, first) if by_row.numel() else degree.to(weight.dtype)
-    if torch.equal(per_user.index_select(0, interactions.head), by_row) and bool((by_row > 0).all()):
+    if torch.equal(per_user.index_select(0, interactions.head), by_row) and bool(
+        (by_row > 0).all()
+    ):
         return None, per_user
     return weight, None

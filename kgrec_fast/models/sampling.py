@@ -5,7 +5,8 @@ graph or of the interactions, written as one bool per edge in *row order* (see
 :mod:`kgrec_fast.graph`), or a number of slots that is fixed when the model is built. So no shape
 depends on what was drawn, nothing waits for the device, and no function here loops over relations,
 edges or users in Python. All draws are functions of ``rng`` (int64 [2], seed and step), each use
-with a stream of its own (:class:`kgrec_fast.ops.random.Stream`); elements are numbered in row order.
+with a stream of its own (:class:`kgrec_fast.ops.random.Stream`); elements are numbered in row
+order.
 """
 
 from __future__ import annotations

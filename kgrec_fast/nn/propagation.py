@@ -243,9 +243,7 @@ class Propagation(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Message dropout and rows of length one; these, and their sum with ``total``."""
         stream, training = dropout_stream(place, hop), rng is not None
-        y, out = ops.dropout_normalize_add(
-            x, total, self.mess_dropout_rate, rng, stream, training
-        )
+        y, out = ops.dropout_normalize_add(x, total, self.mess_dropout_rate, rng, stream, training)
         return y, out
 
 

@@ -77,7 +77,8 @@ class ModelConfig(_Section):
     cl_drop: Share = 0.5
     samp_func: Literal["torch", "np"] = "torch"
     published_quirks: bool = Field(
-        default=False, description="sample as the paper's code does where the method does not ask it"
+        default=False,
+        description="sample as the paper's code does where the method does not ask it",
     )
 
     @model_validator(mode="after")
@@ -101,7 +102,8 @@ class TrainingConfig(_Section):
     )
     device: str = "cpu"
     cuda_graph: bool | None = Field(
-        default=None, description="capture steps in a CUDA graph; where the device is CUDA if absent"
+        default=None,
+        description="capture steps in a CUDA graph; where the device is CUDA if absent",
     )
     threads: PositiveInt | None = Field(
         default=None, description="CPU threads; torch's choice if absent"

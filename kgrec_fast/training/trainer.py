@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,7 +205,7 @@ class Trainer:
         for batch in self.loader:
             pairs = batch["user_id"].shape[0]
             if on_cpu:  # the loss is read before a bad one can reach the weights
-                self._make_step(batch, lambda loss, n=pairs: self._read_losses([(loss, n)]))
+                self._make_step(batch, partial(self._read_loss, pairs))
             else:
                 unread.append((self._make_step(batch), pairs))
                 if len(unread) >= _STEPS_PER_READ:
@@ -226,6 +227,9 @@ class Trainer:
             self.reporter.note(f"cuda_graph: capture failed ({error}); steps run plainly")
         self._step = PlainStep(self.model, self.optimizer, self._rng)
         return self._step(batch, check)
+
+    def _read_loss(self, pairs: int, loss: Tensor) -> None:
+        self._read_losses([(loss, pairs)])
 
     def _read_losses(self, unread: list[tuple[Tensor, int]]) -> None:
         if not unread:

@@ -121,10 +121,14 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["op"] == "train_step"
     assert row["baseline"] == "reference on torch"
     parts = row["extra"]["parts"]
-    assert parts["whole step"] > parts["backward"] > 0
-    for part in ("draw masks", "attention hops", "user-item view", "KG view", "contrast", "Adam"):
-        assert sum(part in name for name in parts) == 1
-    assert "part of our step" in capsys.readouterr().out
+    theirs = row["extra"]["baseline_parts"]
+    for part in ("draws", "attention hops", "user-item view", "KG view", "contrast", "Adam"):
+        (name,) = (name for name in parts if part in name)
+        assert 0 < parts[name] < parts["whole step"]
+        assert 0 < theirs[name] < theirs["whole step"]
+    assert sum(row["extra"]["shares"].values()) == pytest.approx(1)
+    assert row["memory_ratio"] > 0
+    assert "share of our step" in capsys.readouterr().out
 
 
 def test_auc_is_that_of_mann_whitney() -> None:

@@ -20,9 +20,7 @@ RNG = torch.tensor([2024, 7])
 
 def gradients(model: KGRec, loss: Tensor) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
-    return dict(
-        zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True)
-    )
+    return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
 
 
 def same_bits(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -103,7 +101,7 @@ def test_padding_changes_nothing(world, pairs, rows):
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12)
 
 
-# -- on fake tensors: a shape that depends on data or a read by the host is an error there ----------
+# -- on fake tensors, where a shape that depends on data or a read by the host is an error --
 
 
 def map_tensors(value: Any, to: Any) -> Any:
@@ -113,7 +111,9 @@ def map_tensors(value: Any, to: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map_tensors(v, to) for v in value)
     if isinstance(value, RelGraph | InteractionGraph | HopGraphs):
-        fields = {f.name: map_tensors(getattr(value, f.name), to) for f in dataclasses.fields(value)}
+        fields = {
+            f.name: map_tensors(getattr(value, f.name), to) for f in dataclasses.fields(value)
+        }
         return type(value)(**fields)
     return value
 
@@ -188,7 +188,7 @@ def test_fake_tensors_tell(world):
             x.nonzero()
 
 
-# -- compiled ---------------------------------------------------------------------------------------
+# -- compiled --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

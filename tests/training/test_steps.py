@@ -86,7 +86,7 @@ def test_padded() -> None:
     assert padded(batch, 2, torch.float32)["weight"].tolist() == [1.0, 1.0]
 
 
-# -- where steps cannot be captured ------------------------------------------------------------------
+# -- where steps cannot be captured ----------------------------------------------------------------
 
 
 def test_says_why_steps_are_not_captured(tmp_path: Path, dataset: KGDataset) -> None:
@@ -108,7 +108,7 @@ def test_says_why_steps_are_not_captured(tmp_path: Path, dataset: KGDataset) -> 
         assert "kernels are not loaded" in str(steps.why_not_captured(model, cuda))
 
 
-# -- captured, with a stand-in: what is recorded is a function, and replaying calls it ---------------
+# -- captured, with a stand-in: what is recorded is a function, and replaying calls it -----
 
 
 class Recorder:
@@ -172,7 +172,9 @@ def train(dataset: KGDataset, kind: str, count: int, recorder: Recorder) -> tupl
     generator = torch.Generator().manual_seed(0)
     losses = []
     for number in range(count):
-        chosen = torch.randperm(dataset.train.shape[1], generator=generator)[: 6 if number % 4 else 10]
+        chosen = torch.randperm(dataset.train.shape[1], generator=generator)[
+            : 6 if number % 4 else 10
+        ]
         user, item = dataset.train[:, chosen]
         losses.append(step({"user_id": user, "item_id": item, "neg_item_id": 39 - item}).item())
     assert rng.tolist() == [1, count]

@@ -3,7 +3,7 @@
 namespace {
 #include "cpu/philox_kernels.h"
 
-constexpr int64_t kTileElements = 1024;  // whose random words are drawn at once
+constexpr int64_t kTileElements = kPhiloxSlack;  // whose random words are drawn at once
 
 typedef uint32_t HalfU32 __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));
 
@@ -32,20 +32,45 @@ KGREC_INLINE Vec<acc_t<T>> rounded(Vec<acc_t<T>> v) {
   }
 }
 
-// f(row, words) for every row; words are those of its elements, null without dropout.
-template <class F>
+// f(row, words) for every row that is not empty, empty(row) for the others, which are many where a
+// hop was restricted to few rows; words are those of the row's elements, null without dropout.
+template <class IsEmpty, class Empty, class F>
 KGREC_INLINE void for_rows(
-    const Dropout& dropout, int64_t width, int64_t begin, int64_t end, F&& f) {
+    const Dropout& dropout, int64_t width, int64_t begin, int64_t end, IsEmpty&& is_empty,
+    Empty&& empty, F&& f) {
   const int64_t tile = std::max<int64_t>(1, kTileElements / std::max<int64_t>(width, 1));
   PhiloxWords words(dropout.active ? tile * width : 0);
   for (int64_t first = begin; first < end; first += tile) {
     const int64_t last = std::min(first + tile, end);
-    const uint32_t* word =
-        dropout.active ? words.fill(dropout.draw, first * width, last * width) : nullptr;
+    const uint32_t* word = nullptr;
     for (int64_t row = first; row < last; ++row) {
-      f(row, dropout.active ? word + (row - first) * width : nullptr);
+      if (is_empty(row)) {
+        empty(row);
+        continue;
+      }
+      if (dropout.active && word == nullptr) {
+        word = words.fill(dropout.draw, first * width, last * width);
+      }
+      f(row, word == nullptr ? nullptr : word + (row - first) * width);
     }
   }
+}
+
+// Whether all elements of a row are zero: NaN is not.
+template <class T, class S>
+KGREC_INLINE bool is_zero(const S& shape, const T* x) {
+  using A = acc_t<T>;
+  std::conditional_t<sizeof(A) == 4, I32, I64> zero = {};
+  zero = ~zero;
+  for (int i = 0; i < shape.vectors; ++i) {
+    zero &= shape.get(x, i) == Vec<A>{};
+  }
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    if (zero[i] == 0) {
+      return false;
+    }
+  }
+  return true;
 }
 
 template <class T, class S>
@@ -55,47 +80,60 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
   constexpr int W = Simd<A>::W;
   const V scale = splat(A(p.dropout.scale));
   Scratch<S> scratch(shape, 1);
-  for_rows(p.dropout, p.width, begin, end, [&](int64_t row, const uint32_t* words) {
-    const T* x = static_cast<const T*>(p.x.data) + row * p.x.stride;
-    V* memory = scratch.memory;
-    typename S::Row message(shape, memory);
-    V squares{};
-    for (int i = 0; i < shape.vectors; ++i) {
-      V m = shape.get(x, i);
-      if (words != nullptr) {
-        m = keep<A>(m * scale, words + i * W, p.dropout.threshold);
-      }
-      message.v[i] = m;
-      squares += m * m;
-    }
-    const A eps = A(kNormEps);
-    A norm = std::sqrt(hsum<A>(squares));
-    norm = norm < eps ? eps : norm;
-    const V inverse = splat(A(1) / norm);
-    if (norm == eps) {
-      // A square can vanish where its root does not: zero means that every element is zero.
-      bool zero = true;
-      for (int i = 0; i < shape.vectors; ++i) {
-        A lane[W];
-        std::memcpy(lane, &message.v[i], sizeof(lane));
-        zero = zero && std::all_of(lane, lane + W, [](A a) { return a == 0; });
-      }
-      norm = zero ? A(0) : norm;
-    }
-    static_cast<A*>(p.norm)[row] = norm;
-    T* y = static_cast<T*>(p.y) + row * p.width;
-    for (int i = 0; i < shape.vectors; ++i) {
-      message.v[i] = rounded<T>(message.v[i] * inverse);
-      shape.put(y, i, message.v[i]);
-    }
+  const auto x_row = [&](int64_t row) {
+    return static_cast<const T*>(p.x.data) + row * p.x.stride;
+  };
+  const auto is_empty = [&](int64_t row) { return is_zero(shape, x_row(row)); };
+  const auto empty = [&](int64_t row) {
+    static_cast<A*>(p.norm)[row] = A(0);
+    std::fill_n(static_cast<T*>(p.y) + row * p.width, p.width, T{});
     if (p.residual.data != nullptr) {
       const T* residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
-      T* out = static_cast<T*>(p.out) + row * p.width;
-      for (int i = 0; i < shape.vectors; ++i) {
-        shape.put(out, i, shape.get(residual, i) + message.v[i]);
-      }
+      std::copy_n(residual, p.width, static_cast<T*>(p.out) + row * p.width);
     }
-  });
+  };
+  for_rows(
+      p.dropout, p.width, begin, end, is_empty, empty, [&](int64_t row, const uint32_t* words) {
+        const T* x = x_row(row);
+        V* memory = scratch.memory;
+        typename S::Row message(shape, memory);
+        V squares{};
+        for (int i = 0; i < shape.vectors; ++i) {
+          V m = shape.get(x, i);
+          if (words != nullptr) {
+            m = keep<A>(m * scale, words + i * W, p.dropout.threshold);
+          }
+          message.v[i] = m;
+          squares += m * m;
+        }
+        const A eps = A(kNormEps);
+        A norm = std::sqrt(hsum<A>(squares));
+        norm = norm < eps ? eps : norm;
+        const V inverse = splat(A(1) / norm);
+        if (norm == eps) {
+          // A square can vanish where its root does not: zero means that every element is zero.
+          bool zero = true;
+          for (int i = 0; i < shape.vectors; ++i) {
+            A lane[W];
+            std::memcpy(lane, &message.v[i], sizeof(lane));
+            zero = zero && std::all_of(lane, lane + W, [](A a) { return a == 0; });
+          }
+          norm = zero ? A(0) : norm;
+        }
+        static_cast<A*>(p.norm)[row] = norm;
+        T* y = static_cast<T*>(p.y) + row * p.width;
+        for (int i = 0; i < shape.vectors; ++i) {
+          message.v[i] = rounded<T>(message.v[i] * inverse);
+          shape.put(y, i, message.v[i]);
+        }
+        if (p.residual.data != nullptr) {
+          const T* residual = static_cast<const T*>(p.residual.data) + row * p.residual.stride;
+          T* out = static_cast<T*>(p.out) + row * p.width;
+          for (int i = 0; i < shape.vectors; ++i) {
+            shape.put(out, i, shape.get(residual, i) + message.v[i]);
+          }
+        }
+      });
 }
 
 // With g the sum of both gradients: scale / norm * (g - y (g . y)) where the element was kept.
@@ -106,43 +144,44 @@ void backward_rows(
   using V = Vec<A>;
   constexpr int W = Simd<A>::W;
   Scratch<S> scratch(shape, 1);
-  for_rows(p.dropout, p.width, begin, end, [&](int64_t row, const uint32_t* words) {
-    const T* grad_y = static_cast<const T*>(p.grad_y.data);
-    const T* grad_out = static_cast<const T*>(p.grad_out.data);
-    grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
-    grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
-    const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
-    T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
-    const A norm = static_cast<const A*>(p.norm)[row];
-    if (norm == 0) {
-      std::fill(grad_x, grad_x + p.width, T{});
-      return;
-    }
-    V* memory = scratch.memory;
-    typename S::Row grad(shape, memory);
-    V products{};
-    for (int i = 0; i < shape.vectors; ++i) {
-      V g{};
-      if (grad_y != nullptr) {
-        g += shape.get(grad_y, i);
-      }
-      if (grad_out != nullptr) {
-        g += shape.get(grad_out, i);
-      }
-      grad.v[i] = g;
-      products += g * shape.get(y, i);
-    }
-    // Below eps the norm was replaced by a constant.
-    const V along = splat(norm == A(kNormEps) ? A(0) : hsum<A>(products));
-    const V scale = splat(A(p.dropout.scale) / norm);
-    for (int i = 0; i < shape.vectors; ++i) {
-      V g = (grad.v[i] - shape.get(y, i) * along) * scale;
-      if (words != nullptr) {
-        g = keep<A>(g, words + i * W, p.dropout.threshold);
-      }
-      shape.put(grad_x, i, g);
-    }
-  });
+  const auto is_empty = [&](int64_t row) { return static_cast<const A*>(p.norm)[row] == 0; };
+  const auto empty = [&](int64_t row) {
+    std::fill_n(static_cast<T*>(p.grad_x) + row * p.width, p.width, T{});
+  };
+  for_rows(
+      p.dropout, p.width, begin, end, is_empty, empty, [&](int64_t row, const uint32_t* words) {
+        const T* grad_y = static_cast<const T*>(p.grad_y.data);
+        const T* grad_out = static_cast<const T*>(p.grad_out.data);
+        grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
+        grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
+        const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
+        T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
+        const A norm = static_cast<const A*>(p.norm)[row];
+        V* memory = scratch.memory;
+        typename S::Row grad(shape, memory);
+        V products{};
+        for (int i = 0; i < shape.vectors; ++i) {
+          V g{};
+          if (grad_y != nullptr) {
+            g += shape.get(grad_y, i);
+          }
+          if (grad_out != nullptr) {
+            g += shape.get(grad_out, i);
+          }
+          grad.v[i] = g;
+          products += g * shape.get(y, i);
+        }
+        // Below eps the norm was replaced by a constant.
+        const V along = splat(norm == A(kNormEps) ? A(0) : hsum<A>(products));
+        const V scale = splat(A(p.dropout.scale) / norm);
+        for (int i = 0; i < shape.vectors; ++i) {
+          V g = (grad.v[i] - shape.get(y, i) * along) * scale;
+          if (words != nullptr) {
+            g = keep<A>(g, words + i * W, p.dropout.threshold);
+          }
+          shape.put(grad_x, i, g);
+        }
+      });
 }
 
 // f(shape) with the number of vectors in a row known when compiled, for the usual widths.

@@ -25,6 +25,8 @@ from kgrec_fast.ops.random import random_bits, random_bits_reference
 WIDTH, HEADS = 64, 2
 HEAD_SHAPE = (-1, HEADS, WIDTH // HEADS)
 DROPOUT = 0.1
+L2_WEIGHT = 1e-5
+SLOTS = 512  # masked edges of a step
 SCATTERED = "torch_scatter+pyg"
 REFERENCE = "reference ops (torch)"
 
@@ -111,7 +113,7 @@ def measured_ops(graph: RelGraph, functions: EdgeFunctions | None) -> list[Measu
     found = [*_on_graphs(graph, usual), *_on_rows(graph, usual)]
     if functions is None:
         found = [replace(op, usual=op.reference, baseline=REFERENCE) for op in found]
-    return [*found, *_on_nodes(graph)]
+    return [*found, *_on_nodes(graph), *_losses(graph)]
 
 
 class _Usual:
@@ -327,5 +329,57 @@ def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
             lambda: torch.randint(2**32, (count,), device=graph.device),
             "torch: randint",
             "8*N*D",
+        ),
+    ]
+
+
+def _contrast(z1: Tensor, z2: Tensor, permutation: Tensor) -> Tensor:
+    z1, z2 = F.normalize(z1), F.normalize(z2)
+    own = torch.exp((z1 * z2).sum(1))
+    forth, back = torch.exp((z1 * z2[permutation]).sum(1)), torch.exp((z2 * z1[permutation]).sum(1))
+    return -torch.log(own / (2 * own + forth + back))
+
+
+def _bpr(user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    gap = (user * (positive - negative)).sum(1)
+    squares = user.square().sum() + positive.square().sum() + negative.square().sum()
+    ranking = -torch.log(1e-10 + torch.sigmoid(gap)).mean()
+    return ranking + L2_WEIGHT / 2 * squares / user.shape[0]
+
+
+def _losses(graph: RelGraph) -> list[MeasuredOp]:
+    """Losses as models write them; at tau 1 the published contrast does not overflow."""
+    nodes, relation = (graph.num_rows, WIDTH), (graph.num_relations, WIDTH)
+    slots = (SLOTS, WIDTH)
+    permutation = torch.arange(graph.num_rows, device=graph.device).roll(graph.num_rows // 2)
+    ids = torch.arange(SLOTS, device=graph.device) % graph.num_relations
+    published = "published form (torch)"
+    return [
+        _op(
+            "contrast_loss",
+            (nodes, nodes),
+            lambda *x: (*x, permutation, 1.0),
+            partial(_contrast, permutation=permutation),
+            "4*N*D*s + N*(9*a + 12)",
+            "8*N*D*s + N*(26*a + 12)",
+            baseline=published,
+        ),
+        _op(
+            "bpr_loss",
+            (nodes, nodes, nodes),
+            lambda *x: (*x, L2_WEIGHT),
+            _bpr,
+            "3*N*D*s + N*a",
+            "6*N*D*s + N*a",
+            baseline=published,
+        ),
+        _op(
+            "reconstruction_loss",
+            (slots, slots, relation),
+            lambda *x: (*x, ids),
+            lambda head, tail, rel: F.softplus(-(head * (tail * rel[ids])).sum(1)).mean(),
+            f"{SLOTS}*(3*D*s + a + 8)",
+            f"{SLOTS}*(7*D*s + 2*a + 16) + R*D*s",
+            baseline=published,
         ),
     ]

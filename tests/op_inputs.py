@@ -86,6 +86,27 @@ def _scatter(c: Inputs) -> tuple:
     return c.leaves[0], c.graph.edge_index[0], 0, None, c.graph.num_rows
 
 
+def _three(case: Case, width: int) -> list[Tensor]:
+    """As many rows each; small, so that no sigmoid is near its ends."""
+    query, value, _ = _nodes(case, width)
+    return [query / 4, value / 4, query.flip(0) / 4]
+
+
+def _contrast(c: Inputs) -> tuple:
+    rows = c.leaves[0].shape[0]
+    return *c.leaves, torch.arange(rows, device=c.leaves[0].device).roll(rows // 3), 0.7
+
+
+def _edge_ends(case: Case, width: int) -> list[Tensor]:
+    head, tail, relation = _nodes(case, width)
+    ends = case.edge_index
+    return [head[ends[0]] / 2, tail[ends[1]] / 2, relation / 2]
+
+
+def _reconstruction(c: Inputs) -> tuple:
+    return *c.leaves, c.graph.edge_type, (c.graph.edge_type % 3).to(c.leaves[0].dtype)
+
+
 OPS = {
     "relation_attention": Op(
         "relation_attention", _nodes, lambda c: (*c.leaves, c.graph, c.heads, c.mask, True)
@@ -151,6 +172,21 @@ OPS = {
         named=(("stream", int(Stream.USER_MESSAGE) + 1),),
         masked=False,
     ),
+    "contrast_loss": Op(
+        "contrast_loss",
+        lambda case, width: _nodes(case, width)[:2],
+        _contrast,
+        masked=False,
+    ),
+    "bpr_loss": Op("bpr_loss", _three, lambda c: (*c.leaves, 0.1), masked=False),
+    "bpr_loss, log-sigmoid": Op(
+        "bpr_loss",
+        _three,
+        lambda c: (*c.leaves, 0.1, c.leaves[0].detach()[:, 0] > 0),
+        named=(("eps", 0.0),),
+        masked=False,
+    ),
+    "reconstruction_loss": Op("reconstruction_loss", _edge_ends, _reconstruction, masked=False),
     "dropout_normalize_add, evaluation": Op(
         "dropout_normalize_add",
         lambda case, width: _nodes(case, width)[:2],

@@ -230,6 +230,10 @@ BYTES = {
     ("scatter_sum", "backward", 4): 4 * (256 + 256 + 8),
     ("segment_softmax", "backward", 2): 3 * 4 * 4 + 3 * 8,
     ("dropout_normalize_add", "forward", 2): 4 * 3 * 128 + 3 * 4,
+    # Rows of both views, their negatives' too; the loss, eight numbers that are kept, two indices.
+    ("contrast_loss", "forward", 2): 3 * (4 * 128 + 9 * 4 + 12),
+    ("bpr_loss", "backward", 4): 3 * (6 * 256 + 4),
+    ("reconstruction_loss", "backward", 4): 512 * (7 * 256 + 8 + 16) + 2 * 256,
     ("random_bits", "forward", 4): 3 * 64 * 8,
 }  # fmt: skip
 

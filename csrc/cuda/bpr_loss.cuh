@@ -44,7 +44,8 @@ KGREC_DEVICE void add_pair(const BprLossParams& p, int64_t row, GroupLanes lanes
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads) bpr_loss_kernel(const BprLossParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+    bpr_loss_kernel(const BprLossParams p) {
   sum_chunks<S>(p.rows, p.mean.sums, [&](int64_t row, GroupLanes lanes, LossSums& sums) {
     add_pair<T, S>(p, row, lanes, sums);
   });
@@ -99,7 +100,7 @@ KGREC_DEVICE void bpr_backward_row(const BprLossBackwardParams& p, int64_t row, 
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     bpr_loss_backward_kernel(const BprLossBackwardParams p) {
   for_rows<S>(
       p.rows, [&](int64_t row, GroupLanes lanes) { bpr_backward_row<T, S>(p, row, lanes); });

@@ -97,7 +97,8 @@ KGREC_DEVICE void contrast_row(const ContrastLossParams& p, int64_t row, GroupLa
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads) contrast_loss_kernel(const ContrastLossParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+    contrast_loss_kernel(const ContrastLossParams p) {
   for_rows<S>(p.rows, [&](int64_t row, GroupLanes lanes) { contrast_row<T, S>(p, row, lanes); });
 }
 
@@ -158,7 +159,7 @@ KGREC_DEVICE void contrast_backward_row(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     contrast_loss_backward_kernel(const ContrastLossBackwardParams p) {
   for_rows<S>(
       p.rows, [&](int64_t row, GroupLanes lanes) { contrast_backward_row<T, S>(p, row, lanes); });

@@ -59,7 +59,7 @@ KGREC_DEVICE void add_slot(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     reconstruction_loss_kernel(const ReconstructionLossParams p) {
   sum_chunks<S>(p.rows, p.mean.sums, [&](int64_t slot, GroupLanes lanes, LossSums& sums) {
     add_slot<T, S>(p, slot, lanes, sums);
@@ -124,7 +124,7 @@ KGREC_DEVICE void reconstruction_backward_row(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     reconstruction_loss_backward_kernel(const ReconstructionLossBackwardParams p) {
   for_rows<S>(p.rows, [&](int64_t slot, GroupLanes lanes) {
     reconstruction_backward_row<T, S>(p, slot, lanes);
@@ -162,7 +162,7 @@ KGREC_DEVICE void add_slots(
 
 // Groups take neighbouring slots, and what they have found is added up in order.
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     reconstruction_loss_relations_kernel(const ReconstructionLossBackwardParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;

@@ -80,6 +80,8 @@ class ReferenceContrast(nn.Module):
     def loss(self, z1: Tensor, z2: Tensor, permutation: Tensor | None = None) -> Tensor:
         """Loss [n] of each row; one row drawn for each is the negative, in both directions."""
         other = torch.randperm(z1.shape[0]) if permutation is None else permutation
+        # A row of zeros gets no gradient, where torch's normalize has 1e12 times the incoming one.
+        z1, z2 = (torch.where((z == 0).all(1, keepdim=True), z.detach(), z) for z in (z1, z2))
         positive = torch.exp(self.self_sim(z1, z2) / self.tau)
         forth = torch.exp(self.self_sim(z1, z2[other]) / self.tau)
         back = torch.exp(self.self_sim(z2, z1[other]) / self.tau)

@@ -63,10 +63,13 @@ class Contrast(nn.Module):
                 generator where it is None.
 
         Returns:
-            [n].
+            [n], float32 for half types. It has first derivatives, see
+            :func:`kgrec_fast.ops.contrast_loss`.
 
         Raises:
+            TypeError: The views are not floating, or ``permutation`` is not int64.
             ValueError: The shapes differ, or ``permutation`` is not of shape [n].
+            RuntimeError: ``permutation`` is none (CPU).
         """
         if z1.dim() != 2 or z1.shape != z2.shape:
             raise ValueError(

@@ -16,14 +16,15 @@ constexpr int kRootHalfBits = 0x3f3504f3;  // sqrt(1/2)
 template <class L, class F>
 KGREC_GUMBEL F gumbel_log(F f, F e) {
   const F square = L::product(f, f);
-  F p = L::splat(-0x1.38b576p-4f);
-  p = L::product(p, f) + L::splat(0x1.055b68p-3f);
-  p = L::product(p, f) + L::splat(-0x1.0d8542p-3f);
-  p = L::product(p, f) + L::splat(0x1.22da1ep-3f);
-  p = L::product(p, f) + L::splat(-0x1.547244p-3f);
-  p = L::product(p, f) + L::splat(0x1.99a008p-3f);
-  p = L::product(p, f) + L::splat(-0x1.000226p-2f);
-  p = L::product(p, f) + L::splat(0x1.555554p-2f);
+  const F fourth = L::product(square, square);
+  // By halves, which makes for a shorter chain of operations than Horner's rule.
+  const F low =
+      L::splat(0x1.555554p-2f) + L::product(f, L::splat(-0x1.000226p-2f)) +
+      L::product(L::splat(0x1.99a008p-3f) + L::product(f, L::splat(-0x1.547244p-3f)), square);
+  const F high =
+      L::splat(0x1.22da1ep-3f) + L::product(f, L::splat(-0x1.0d8542p-3f)) +
+      L::product(L::splat(0x1.055b68p-3f) + L::product(f, L::splat(-0x1.38b576p-4f)), square);
+  const F p = low + L::product(high, fourth);
   // ln 2 in two parts, the first so short that its product with an exponent is exact.
   const F tail = L::product(L::product(f, square), p) + L::product(e, L::splat(-0x1.bd0106p-13f)) -
                  L::product(square, L::splat(0.5f));

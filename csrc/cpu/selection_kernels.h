@@ -39,12 +39,29 @@ KGREC_INLINE Keys<A> ordered(Vec<A> v) {
 }
 
 struct Histogram {
-  uint32_t bins[kCounters][kBins] = {};
-  void add_to(int64_t* total) {
+  uint32_t bins[kBins][kCounters] = {};
+  // The digits of n keys from `shift` on, which nothing stands above.
+  template <class K>
+  KGREC_INLINE void count(const K* keys, int64_t n, int shift) {
+    int64_t i = 0;
+    for (; i + kCounters <= n; i += kCounters) {
+      K digit[kCounters];
+      for (int c = 0; c < kCounters; ++c) {
+        digit[c] = keys[i + c] >> shift;
+      }
+      for (int c = 0; c < kCounters; ++c) {
+        ++bins[digit[c]][c];
+      }
+    }
+    for (; i < n; ++i) {
+      ++bins[keys[i] >> shift][0];
+    }
+  }
+  void add_to(int64_t* total) const {
     for (int b = 0; b < kBins; ++b) {
       int64_t sum = 0;
       for (int c = 0; c < kCounters; ++c) {
-        sum += bins[c][b];
+        sum += bins[b][c];
       }
       if (sum != 0) {
         __atomic_fetch_add(total + b, sum, __ATOMIC_RELAXED);
@@ -87,9 +104,7 @@ void topk_keys_typed(const TopkParams& p, int64_t begin, int64_t end) {
       }
       unset += here;
     }
-    for (int64_t i = at; i < stop; ++i) {
-      ++histogram.bins[i % kCounters][keys[i] >> p.shift];
-    }
+    histogram.count(keys + at, stop - at, p.shift);
   }
   histogram.add_to(p.histogram);
   __atomic_fetch_add(p.unset, unset, __ATOMIC_RELAXED);
@@ -133,7 +148,8 @@ void topk_count_typed(const TopkParams& p, int64_t begin, int64_t end) {
   using K = key_t<A>;
   constexpr int W = Simd<A>::W;
   const K* keys = static_cast<const K*>(p.keys);
-  const int above = p.shift + p.bits;  // less than the bits of a key: the first pass is done
+  const int shift = p.shift;
+  const int above = shift + p.bits;  // less than the bits of a key: the first pass is done
   const K digit = (K{1} << p.bits) - 1;
   const Keys<A> prefix = K(p.prefix) - Keys<A>{};
   Histogram histogram;
@@ -143,12 +159,12 @@ void topk_count_typed(const TopkParams& p, int64_t begin, int64_t end) {
     std::memcpy(&key, keys + i, sizeof(key));
     for (uint32_t left = equal_lanes(key >> above, prefix); left != 0; left &= left - 1) {
       const int lane = __builtin_ctz(left);
-      ++histogram.bins[lane % kCounters][(keys[i + lane] >> p.shift) & digit];
+      ++histogram.bins[(keys[i + lane] >> shift) & digit][lane % kCounters];
     }
   }
   for (; i < end; ++i) {
     if (keys[i] >> above == K(p.prefix)) {
-      ++histogram.bins[0][(keys[i] >> p.shift) & digit];
+      ++histogram.bins[(keys[i] >> shift) & digit][0];
     }
   }
   histogram.add_to(p.histogram);

@@ -51,9 +51,10 @@ _MANTISSA_BITS = 23
 def _log(f: Tensor, e: Tensor) -> Tensor:
     """log((1 + f) * 2**e) of float32 tensors: products and sums, each of them rounded."""
     square = f * f
-    p = torch.full_like(f, _SERIES[-1])
-    for c in reversed(_SERIES[:-1]):
-        p = p * f + c
+    c = _SERIES
+    low = f * c[1] + c[0] + (f * c[3] + c[2]) * square
+    high = f * c[5] + c[4] + (f * c[7] + c[6]) * square
+    p = low + high * (square * square)
     tail = f * square * p + e * _LN2_LOW - square * 0.5
     return f + tail + e * _LN2_HIGH
 

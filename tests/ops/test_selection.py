@@ -12,6 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kgrec_fast import ops
+from kgrec_fast.ops.random import Stream
 from kgrec_fast.ops.selection import (
     gumbel_noise_reference,
     mask_positions,
@@ -220,7 +221,7 @@ def test_opcheck() -> None:
 
 def _selections(values: Tensor, mask: Tensor, rng: Tensor) -> tuple[Tensor, ...]:
     return (
-        topk_mask(values, 20, mask=mask, rng=rng, streams=(1, 2)),
+        topk_mask(values, 20, mask=mask, rng=rng, streams=(Stream.EDGE_NOISE, 2)),
         topk_mask(values, rate=0.3, largest=False, mask=mask),
         ops.gumbel_topk(values, 9, rng, 5),
         mask_positions(mask, 40),

@@ -224,12 +224,15 @@ BYTES = {
         + 4 * (512 + 8 + 16) + 4 * 256 + 3 * (3 * 256 + 8) + 2 * 256
     ),
     ("rationale_scores", "forward", 4): 4 * (256 + 8 + 8) + 3 * 256 + 2 * 256 + 3 * 8,
+    ("edge_score_means", "forward", 4): 4 * (4 + 4) + 3 * (8 + 4),
     ("relation_mean", "forward", 2): 4 * (128 + 8) + 3 * 128 + 3 * (128 + 4 + 8),
     ("weighted_aggregate", "forward", 4): 4 * (256 + 4 + 4) + 3 * (256 + 8),
     ("segment_sum", "forward", 4): 4 * 256 + 3 * 256 + 3 * 8,
     ("scatter_sum", "backward", 4): 4 * (256 + 256 + 8),
     ("segment_softmax", "backward", 2): 3 * 4 * 4 + 3 * 8,
     ("dropout_normalize_add", "forward", 2): 4 * 3 * 128 + 3 * 4,
+    # 64 users and 3 items; 3 scores of each user there and back; as if 20 were found
+    ("topk_items", "forward", 4): 67 * 256 + 64 * (2 * 3 * 4 + 20 * 12),
     ("random_bits", "forward", 4): 3 * 64 * 8,
 }  # fmt: skip
 

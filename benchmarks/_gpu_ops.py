@@ -27,6 +27,7 @@ HEAD_SHAPE = (-1, HEADS, WIDTH // HEADS)
 DROPOUT = 0.1
 L2_WEIGHT = 1e-5
 SLOTS = 512  # masked edges of a step
+RANKED_USERS, BEST_ITEMS = 64, 20
 SCATTERED = "torch_scatter+pyg"
 REFERENCE = "reference ops (torch)"
 
@@ -144,6 +145,9 @@ class _Usual:
         degree = torch.bincount(self.head, minlength=self.rows).to(logit.dtype)
         return self.softmax(logit) * degree[self.head], logit
 
+    def edge_score_means(self, score: Tensor) -> Tensor:
+        return self.functions.scatter_mean(score, self.tail, dim=0, dim_size=self.rows)
+
     def relation_mean(self, x: Tensor, relation: Tensor) -> Tensor:
         return self.mean(x[self.tail] * relation[self.types])
 
@@ -221,6 +225,14 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             lambda *x: (*x, graph, HEADS),
             usual.rationale_scores,
             "E*(D*s + 8 + 2*a) + K*D*s + n*D*s + N*8",
+            edge_order="row",
+        ),
+        _op(
+            "edge_score_means",
+            (edges,),
+            lambda x: (x, graph),
+            usual.edge_score_means,
+            "E*(4 + s) + M*(8 + s)",
             edge_order="row",
         ),
         _op(
@@ -307,6 +319,10 @@ def _dropout(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
     return y, residual + y
 
 
+def _best_items(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+    return tuple(torch.topk(user @ item.T, min(BEST_ITEMS, item.size(0))))
+
+
 def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
     """What looks at no edge; torch has something of its own for it."""
     nodes, count = (graph.num_rows, WIDTH), graph.num_rows * WIDTH
@@ -320,6 +336,14 @@ def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
             "4*N*D*s + N*a",
             "4*N*D*s + N*a",
             baseline="torch: dropout, normalize, add",
+        ),
+        _op(
+            "topk_items",
+            ((RANKED_USERS, WIDTH), nodes),
+            lambda *x: (*x, BEST_ITEMS),
+            _best_items,
+            f"({RANKED_USERS} + N)*D*s + {RANKED_USERS}*(2*N*a + {BEST_ITEMS}*(a + 8))",
+            baseline="product and topk of torch",
         ),
         MeasuredOp(
             "random_bits",

@@ -224,6 +224,7 @@ BYTES = {
         + 4 * (512 + 8 + 16) + 4 * 256 + 3 * (3 * 256 + 8) + 2 * 256
     ),
     ("rationale_scores", "forward", 4): 4 * (256 + 8 + 8) + 3 * 256 + 2 * 256 + 3 * 8,
+    ("edge_score_means", "forward", 4): 4 * (4 + 4) + 3 * (8 + 4),
     ("relation_mean", "forward", 2): 4 * (128 + 8) + 3 * 128 + 3 * (128 + 4 + 8),
     ("weighted_aggregate", "forward", 4): 4 * (256 + 4 + 4) + 3 * (256 + 8),
     ("segment_sum", "forward", 4): 4 * 256 + 3 * 256 + 3 * 8,
@@ -234,6 +235,8 @@ BYTES = {
     ("contrast_loss", "forward", 2): 3 * (4 * 128 + 9 * 4 + 12),
     ("bpr_loss", "backward", 4): 3 * (6 * 256 + 4),
     ("reconstruction_loss", "backward", 4): 512 * (7 * 256 + 8 + 16) + 2 * 256,
+    # 64 users and 3 items; 3 scores of each user there and back; as if 20 were found
+    ("topk_items", "forward", 4): 67 * 256 + 64 * (2 * 3 * 4 + 20 * 12),
     ("random_bits", "forward", 4): 3 * 64 * 8,
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 // The checks of topk_rows, for the bindings of both libraries.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "common/binding.h"

@@ -16,8 +16,8 @@ MAX_SCORES = 1 << 24
 MAX_CUDA_K = 1024
 """More than that the CUDA kernel does not rank: the reference does. Equal to kMaxTopk in C++."""
 
-# A block on the CPU: scores that stay in the cache from the product to the ranking, but as many rows
-# as make a fast product.
+# A block on the CPU: scores that stay in the cache from the product to the ranking, but as many
+# rows as make a fast product.
 CPU_SCORES = 1 << 21
 MIN_CPU_ROWS = 64
 

@@ -69,6 +69,7 @@ def exact_aggregate(
     scale: float = 1.0,
     weight: Tensor | None = None,
     source_scale: Tensor | None = None,
+    row_scale: Tensor | None = None,
     addend: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sum in float64, and that of the absolute terms."""
@@ -82,6 +83,8 @@ def exact_aggregate(
         terms = terms * weight.double()[kept, None]
     if source_scale is not None:
         terms = terms * source_scale.double()[source, None]
+    if row_scale is not None:
+        terms = terms * row_scale.double()[target, None]
     if mean:
         count = torch.bincount(target, minlength=size).clamp(min=1)
         terms = terms / count[target, None]
@@ -105,6 +108,7 @@ def everything(graph: RelGraph, dtype: torch.dtype, transpose: bool, width: int)
         "relation": values((graph.num_relations + 2, width), dtype, 2),
         "weight": values((graph.num_edges,), sums(dtype), 3),
         "source_scale": values((rows,), sums(dtype), 4),
+        "row_scale": values((rows,), sums(dtype), 6),
         "scale": 0.75,
         "addend": values((max(0, graph.num_rows - 2), width), sums(dtype), 5),
         "transpose": transpose,

@@ -34,10 +34,13 @@ def dropout(p: float) -> dict:
     return {"rng": torch.tensor(RNG), "p": p, "stream": STREAM} if p > 0 else {}
 
 
-def forward(x: Tensor, residual: Tensor, p: float, **how: object) -> tuple[Tensor, Tensor, Tensor]:
+def forward(
+    x: Tensor, residual: Tensor | None, p: float, **how: object
+) -> tuple[Tensor, Tensor, Tensor]:
     y, out = (torch.full(x.shape, math.nan, dtype=x.dtype) for _ in range(2))
     norm = torch.full(x.shape[:1], math.nan, dtype=sums(x.dtype))
-    operands = {"x": x, "residual": residual, "y": y, "out": out, "norm": norm}
+    operands = {"x": x, "residual": residual, "y": y, "norm": norm}
+    operands["out"] = None if residual is None else out
     run("dropout_normalize_add", dtype=x.dtype, **operands, **dropout(p), **how)
     return y, out, norm
 
@@ -81,6 +84,17 @@ def test_values(dtype: torch.dtype, shape: tuple[int, int], p: float) -> None:
     torch.testing.assert_close(
         norm.double(), message.norm(dim=1), rtol=(8 + shape[1]) * EPS[sums(dtype)], atol=0
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(37, 64), (9, 30)], ids=str)
+def test_without_a_residual(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = values(shape, dtype, 1)
+    y, out, norm = forward(x, None, 0.3)
+    same_y, _, same_norm = forward(x, values(shape, dtype, 2), 0.3)
+    assert same_bits(y, same_y)
+    assert same_bits(norm, same_norm)
+    assert out.isnan().all()  # untouched
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -243,8 +243,8 @@ def test_errors_name_the_argument(backend: str) -> None:  # noqa: F811
     call = ops.dropout_normalize_add
     with pytest.raises(TypeError, match=r"x is torch.int64"):
         call(torch.ones(3, 4, dtype=torch.int64), x, 0.1, rng())
-    with pytest.raises(TypeError, match="residual is NoneType"):
-        call(x, None, 0.1, rng())
+    with pytest.raises(TypeError, match="residual is str"):
+        call(x, "zero", 0.1, rng())
     with pytest.raises(ValueError, match=r"x has shape \[3\]"):
         call(torch.ones(3), torch.ones(3), 0.1, rng())
     with pytest.raises(ValueError, match=r"residual has shape \[4, 3\], expected \[3, 4\]"):
@@ -262,6 +262,22 @@ def test_errors_name_the_argument(backend: str) -> None:  # noqa: F811
         call(x, x, 0.1, rng(), stream=-1)
     with pytest.raises(ValueError, match="residual is on meta"):
         call(x, torch.ones(3, 4, device="meta"), 0.1, rng())
+
+
+@pytest.mark.parametrize("width", [5, 64])
+def test_without_a_residual(width: int, backend: str) -> None:  # noqa: F811
+    """As with zeros; also rows of zeros, whose random numbers are not drawn, beside others."""
+    x = torch.randn(50, width, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x[10:40:2] = 0
+    x[41:] = 0
+    x.requires_grad_()
+    grad = torch.randn(50, width, dtype=torch.float64)
+    results = []
+    for residual in (None, torch.zeros_like(x)):
+        y, out = ops.dropout_normalize_add(x, residual, 0.3, rng())
+        results.append((y, out, *torch.autograd.grad((y * grad).sum() + (out * grad).sum(), x)))
+    torch.testing.assert_close(*results, rtol=1e-14, atol=0)
+    assert results[0][0] is results[0][1]
 
 
 @pytest.mark.parametrize("shape", [(9, 3), (4, 16), (0, 4)])

@@ -102,6 +102,32 @@ def test_bitwise_equal_for_every_number_of_threads(isa: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(first, run(*arguments), strict=True))
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_weight_for_all_edges_of_a_row(masked: bool, transpose: bool, isa: str) -> None:
+    """As with that weight at each of them, and the same derivatives of any order."""
+    case = CASES["hub row"]
+    graph, mask = build(case), random_mask(case) if masked else None
+    x = operands(case, 64)[0].requires_grad_()
+    row_weight = torch.rand(graph.num_rows, dtype=torch.float64) + 0.5
+    by_edge = row_weight[graph.edge_index[0]]
+    grad = torch.randn(graph.num_cols if transpose else graph.num_rows, 64, dtype=torch.float64)
+    results = []
+    for weights_of in ({"weight": None, "row_weight": row_weight}, {"weight": by_edge}):
+        out = weighted_aggregate(x, graph=graph, transpose=transpose, edge_mask=mask, **weights_of)
+        results.append((out, *torch.autograd.grad(out, x, grad)))
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+
+    small, weight = X[:, :3].double().requires_grad_(), torch.rand(GRAPH.num_rows).double()
+    assert torch.autograd.gradgradcheck(
+        lambda t: weighted_aggregate(t, None, GRAPH, transpose, row_weight=weight), (small,)
+    )
+    torch.testing.assert_close(
+        weighted_aggregate(small, None, GRAPH, transpose, row_weight=weight),
+        weighted_aggregate_reference(small, None, GRAPH, transpose, row_weight=weight),
+    )
+
+
 def test_takes_strided_operands_and_half_weights() -> None:
     wide = torch.cat([torch.randn(len(X), 3), X], 1)[:, 3:]
     assert torch.equal(
@@ -121,7 +147,11 @@ def test_opcheck(masked: bool, transpose: bool) -> None:
     tensors = GRAPH.tensors(columns=True)
     torch.library.opcheck(
         torch.ops.kgrec_fast.weighted_aggregate.default,
-        (*leaves, tensors, *masks, transpose, len(X)),
+        (*leaves, None, tensors, *masks, transpose, len(X)),
+    )
+    torch.library.opcheck(
+        torch.ops.kgrec_fast.weighted_aggregate.default,
+        (leaves[0], None, torch.rand(GRAPH.num_rows), tensors, *masks, transpose, len(X)),
     )
     torch.library.opcheck(
         torch.ops.kgrec_fast.edge_dot.default,
@@ -139,6 +169,16 @@ def test_opcheck(masked: bool, transpose: bool) -> None:
         ((X, WEIGHT[:9], GRAPH), ValueError, r"weight has shape \[9\], expected \[300\]"),
         ((X, WEIGHT.double(), GRAPH), TypeError, "weight has dtype torch.float64"),
         ((X, 0.5, GRAPH), TypeError, "weight is a float"),
+        (
+            (X, None, GRAPH, False, None, WEIGHT[:5]),
+            ValueError,
+            r"row_weight has shape \[5\], expected \[12\]",
+        ),
+        (
+            (X, WEIGHT, GRAPH, False, None, WEIGHT[:12]),
+            ValueError,
+            "weight and row_weight are both given",
+        ),
     ],
 )
 def test_bad_arguments_are_named(arguments, kind, message) -> None:

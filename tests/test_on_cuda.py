@@ -178,6 +178,35 @@ def test_capture_of_selections(cuda: torch.device) -> None:
         rng[1].add_(1)
         graph.replay()
         assert_same(found, selections(*given))
+def sample(device: torch.device, rng: Tensor, suffix: str = "") -> list[Tensor]:
+    """Every op that samples, on graphs that are moved there."""
+    generator = torch.Generator().manual_seed(8)
+    pairs = torch.randint(70, (2, 2000), generator=generator)
+    inter = InteractionGraph.from_edges(pairs, num_users=70, num_items=90).to(device)
+    users = torch.randint(70, (2048,), generator=generator).to(device)
+    calls: list[tuple] = [("sample_negatives", users, inter, rng)]
+    for case in ("hub row", "many relations"):
+        kg = CASES[case].build().to(device)
+        calls += [("sample_edges_per_relation", kg, 0.4, rng, 7, x) for x in ("caller", "row")]
+    for n in (0, 1, 2, 5, 100_003):
+        calls += [("sample_edges", n, n // 3, rng), ("random_permutation", n, rng, 9)]
+        calls += [("dropout_mask", n, 0.3, rng)]
+    return [getattr(ops, name + suffix)(*arguments) for name, *arguments in calls]
+
+
+def test_samples_are_those_of_the_reference(device: torch.device) -> None:
+    for rng in (RNG, (-1, 2**32 - 1), (0, 0)):
+        found = sample(device, torch.tensor(rng, device=device))
+        assert all(x.device.type == device.type for x in found)
+        wanted = sample(torch.device("cpu"), torch.tensor(rng), "_reference")
+        assert_same([x.cpu() for x in found], wanted)
+
+
+def test_users_out_of_range_read_nothing_out_of_bounds(cuda: torch.device) -> None:
+    inter = InteractionGraph.from_edges(torch.tensor([[0, 1], [1, 1]]), num_items=3).to(cuda)
+    rng = torch.tensor(RNG, device=cuda)
+    far, near = (torch.tensor(u, device=cuda) for u in ([-(2**40), 2**40], [0, 1]))
+    assert_same(*([ops.sample_negatives(u, inter, rng)] for u in (far, near)))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -216,6 +245,7 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
             Inputs.make(name, CASES["bipartite"], OPS[name].masked).to(device).run()
         random_bits(torch.tensor(RNG, device=device), 0, 8)
         selections(*selection_operands(9, device))
+        sample(device, torch.tensor(RNG, device=device))
     called = {name for name, where in recorder.seen if where == device.type}
     assert called == set(_library.op_names())
     if device.type == "cuda":
@@ -315,6 +345,37 @@ def test_capture_of_a_chain_draws_anew_at_replay(cuda: torch.device) -> None:
         seen.append(found[0].clone())
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
+
+
+def test_capture_of_samples_draws_anew_at_replay(cuda: torch.device) -> None:
+    """Nothing that samples waits for the device, once graphs have what they keep."""
+    inputs = Inputs.make("relation_mean", CASES["hub row"]).to(cuda)
+    pairs = torch.tensor([[0, 1, 1], [5, 2, 3]])
+    inter = InteractionGraph.from_edges(pairs, num_items=1000).to(cuda)
+    users = torch.arange(2, device=cuda).repeat(50)
+    rng = torch.tensor(RNG, device=cuda)
+
+    def draw(rng: Tensor) -> list[Tensor]:
+        return [
+            ops.sample_edges_per_relation(inputs.graph, 0.4, rng),
+            ops.sample_edges(1000, 300, rng),
+            ops.random_permutation(1000, rng, 3),
+            ops.dropout_mask(1000, 0.3, rng),
+            ops.sample_negatives(users, inter, rng),
+        ]
+
+    draw(rng)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = draw(rng)
+        rng[1].add_(1)
+    seen = []
+    for step in range(2):
+        graph.replay()
+        assert_same(found, draw(torch.tensor((RNG[0], RNG[1] + step), device=cuda)))
+        seen.append([x.clone() for x in found])
+    assert not any(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 # -- a training step ------------------------------------------------------------------------------

@@ -45,11 +45,13 @@ Tensor sample_edges_per_relation(
   draw_keys(rng, stream, params.keys);
   const int64_t* counts = flat<int64_t>(count, "count", relations);
   std::vector<RelationShare> share(relations);
-  for (int64_t r = 0; r < relations; ++r) {
-    share[r].n = static_cast<uint32_t>(counts[r]);
-    share[r].tweak = feistel_tweak(params.keys, static_cast<uint32_t>(r));
-    share[r].keep = floor_share(rate, counts[r]);
-  }
+  parallel_elements(relations, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      share[r].n = static_cast<uint32_t>(counts[r]);
+      share[r].tweak = feistel_tweak(params.keys, static_cast<uint32_t>(r));
+      share[r].keep = floor_share(rate, counts[r]);
+    }
+  });
   Tensor out = make(rel, {edges}, ScalarType::Bool);
   params.share = share.data();
   params.rel = flat<int32_t>(rel, "rel", edges);

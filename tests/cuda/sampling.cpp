@@ -10,7 +10,7 @@ KGREC_ENTRY(sample_edges_per_relation) {
   p.num_edges = args.size("out");
   p.rel = args.in<int32_t>("rel");
   p.rank = args.in<int32_t>("rank");
-  p.count = args.in<int64_t>("count");
+  p.count = args.in<int64_t>("counts");
   p.rate = args.number("rate");
   p.out = args.out<uint8_t>("out");
   kgrec::cuda::launches_sample_relations(p, args.launcher);

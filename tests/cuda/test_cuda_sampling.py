@@ -25,8 +25,7 @@ def bytes_of(n: int) -> Tensor:
 def relations(graph: RelGraph, rate: float, rng: Tensor, stream: int, **how: Any) -> Tensor:
     rel, rank = graph.ranks("row")
     out = bytes_of(graph.num_edges)
-    counts = graph.relation_counts
-    edges = {"rel": rel, "rank": rank, "count": counts, "rate": float(rate)}
+    edges = {"rel": rel, "rank": rank, "counts": graph.relation_counts, "rate": float(rate)}
     run("sample_edges_per_relation", rng=rng, stream=stream, out=out, **edges, **how)
     return out
 

@@ -1,15 +1,10 @@
-"""Sampling by counters: bijections, exact counts, uniformity, and equal bits everywhere.
-
-Statistical tests have fixed seeds; the bounds of their chi-squares are passed by chance once in
-100,000 (`assert_uniform`).
-"""
+"""Sampling by counters: bijections, exact counts, and equal bits everywhere."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -76,27 +71,6 @@ def interactions(users: int, items: int, edges: int, seed: int = 0) -> Interacti
 REL_GRAPH = rel_graph(20_011, 40)
 INTERACTIONS = interactions(60, 90, 2000)
 USERS = torch.randint(60, (3001,), generator=torch.Generator().manual_seed(1))
-
-
-def assert_uniform(found: Iterable[Hashable], expected: Iterable[Hashable]) -> None:
-    """Chi-square of counts against equal shares; fails by chance 1e-5 of the time on either side.
-
-    The bounds are those of Wilson and Hilferty's normal approximation.
-    """
-    counts, cells = Counter(found), list(expected)
-    assert set(counts) <= set(cells)
-    share = counts.total() / len(cells)
-    assert share >= 20
-    chi2 = sum((counts[c] - share) ** 2 / share for c in cells)
-    freedom = len(cells) - 1
-    spread = 4.27 * math.sqrt(2 / (9 * freedom))
-    middle = 1 - 2 / (9 * freedom)
-    low = freedom * max(middle - spread, 0) ** 3
-    assert low < chi2 < freedom * (middle + spread) ** 3, (chi2, freedom)
-
-
-def rngs(count: int, seed: int = 99) -> list[Tensor]:
-    return [torch.tensor([seed, step]) for step in range(count)]
 
 
 # -- the permutation ------------------------------------------------------------------------------
@@ -176,79 +150,6 @@ def test_known_answers(backend: str) -> None:  # noqa: F811
     assert ops.sample_negatives(torch.tensor([0, 1] * 4), users, RNG).tolist() == KNOWN["negatives"]
 
 
-@pytest.mark.parametrize(("n", "k"), [(8, 4), (5, 2), (16, 2), (3, 1)])
-def test_every_subset_is_as_likely(n: int, k: int) -> None:
-    wanted = list(itertools.combinations(range(n), k))
-    found = (
-        tuple(ops.sample_edges(n, k, rng).nonzero().flatten().tolist())
-        for rng in rngs(400 * len(wanted))
-    )
-    assert_uniform(found, wanted)
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
-def test_every_order_is_as_likely(n: int) -> None:
-    wanted = list(itertools.permutations(range(n)))
-    orders = (tuple(ops.random_permutation(n, rng, 0x0800).tolist()) for rng in rngs(24_000))
-    assert_uniform(orders, wanted)
-
-
-@pytest.mark.parametrize("n", [17, 32, 1000])
-def test_every_ordered_pair_is_as_likely(n: int) -> None:
-    """First two of a permutation, by tenths of [0, n)."""
-    draws = torch.stack([ops.random_permutation(n, rng, 0x0800, 2) for rng in rngs(60_000)])
-    if n == 1000:
-        cells = [tuple(c) for c in (draws // 100).tolist()]
-        # The second is in the tenth of the first a little less often than in the others.
-        apart = [c for c in cells if c[0] != c[1]]
-        assert_uniform(apart, itertools.permutations(range(10), 2))
-        same = len(cells) - len(apart)
-        expected = len(cells) * 99 / 999
-        assert abs(same - expected) < 4.4 * math.sqrt(expected * 0.9)  # 1e-5
-        return
-    assert_uniform((tuple(c) for c in draws.tolist()), itertools.permutations(range(n), 2))
-
-
-@pytest.mark.parametrize("n", [1009, 65_536])
-def test_neighbours_of_one_permutation_are_apart(n: int) -> None:
-    """Within a draw: how images of neighbours differ, which a weak hash would show."""
-    order = torch.stack([ops.random_permutation(n, rng, 0x0800) for rng in rngs(400_000 // n)])
-    steps = order.diff() % n - 1  # none is 0
-    assert_uniform((steps * 16 // (n - 1)).flatten().tolist(), range(16))
-    if n == 65_536:
-        for bit in (1, 2, 256, 32_768):
-            x = torch.arange(n)
-            apart = (order ^ order[:, x ^ bit])[:, (x & bit) == 0]
-            for low in (0, 6, 12):
-                assert_uniform((apart >> low & 15).flatten().tolist(), range(16))
-
-
-def test_relations_are_sampled_independently() -> None:
-    """Two relations of the same size: all pairs of subsets are as likely."""
-    types = torch.tensor([0, 1] * 4)
-    graph = RelGraph.from_edges(torch.arange(8).repeat(2, 1), types)
-    subsets = list(itertools.combinations(range(4), 2))
-
-    def chosen(rng: Tensor) -> tuple:
-        kept = ops.sample_edges_per_relation(graph, 0.5, rng)
-        return tuple(tuple(kept[types == r].nonzero().flatten().tolist()) for r in (0, 1))
-
-    assert_uniform((chosen(rng) for rng in rngs(20_000)), itertools.product(subsets, repeat=2))
-
-
-def test_relations_with_numbers_alike_are_sampled_independently() -> None:
-    """One of three edges of each relation: its rank in pairs of relations some numbers apart."""
-    relations = 1 << 15
-    types = torch.arange(relations).repeat(3)
-    graph = RelGraph.from_edges(torch.zeros(2, 3 * relations, dtype=torch.int64), types)
-    kept = ops.sample_edges_per_relation(graph, 1 / 3, RNG).view(3, relations)
-    assert torch.equal(kept.sum(0), torch.ones(relations, dtype=torch.int64))
-    rank = kept.int().argmax(0)
-    for distance in (1, 2, 256, 4096):
-        pairs = rank.view(-1, 2, distance)
-        assert_uniform((3 * pairs[:, 0] + pairs[:, 1]).flatten().tolist(), range(9))
-
-
 # -- samples of edges -----------------------------------------------------------------------------
 
 
@@ -310,30 +211,17 @@ def test_dropout_follows_the_uniform_numbers(n: int, p: float, backend: str) -> 
     assert kept.tolist() == [u >= p for u in rnd.uniform(RNG, 3, n).tolist()]
 
 
-def test_negatives_are_untouched_and_uniform(backend: str) -> None:  # noqa: F811
-    """Against the exhaustive list of each user: nothing touched, the first, the last, all but one,
-    duplicates, items in any order."""
+def test_negatives_are_all_that_is_untouched(backend: str) -> None:  # noqa: F811
+    """Nothing touched, the first item, the last, all but one, duplicates, items in any order."""
     items = {0: [], 1: [0], 2: [6], 3: [5, 3, 0, 1, 6, 2], 4: [3, 2, 3, 3, 2], 5: [6, 0, 5, 1]}
     pairs = torch.tensor([[u, i] for u, touched in items.items() for i in touched]).t()
     graph = InteractionGraph.from_edges(pairs, num_users=6, num_items=7)
-    users = torch.arange(6).repeat(5000)
+    users = torch.arange(6).repeat(200)
     drawn = ops.sample_negatives(users, graph, RNG)
     assert drawn.dtype == torch.int64
     assert torch.equal(drawn, ops.sample_negatives_reference(users, graph, RNG))
     for user, touched in items.items():
-        free = sorted(set(range(7)) - set(touched))
-        mine = drawn[users == user].tolist()
-        if len(free) == 1:
-            assert set(mine) == set(free)
-        else:
-            assert_uniform(mine, free)
-
-
-def test_neighbouring_negatives_are_independent() -> None:
-    graph = InteractionGraph.from_edges(torch.tensor([[0], [2]]), num_items=5)
-    drawn = ops.sample_negatives(torch.zeros(40_000, dtype=torch.int64), graph, RNG).view(-1, 2)
-    pairs = itertools.product([0, 1, 3, 4], repeat=2)
-    assert_uniform((tuple(pair) for pair in drawn.tolist()), pairs)
+        assert set(drawn[users == user].tolist()) == set(range(7)) - set(touched)
 
 
 def test_place_of_a_negative_is_the_high_part_of_64_bits() -> None:

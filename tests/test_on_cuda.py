@@ -178,6 +178,8 @@ def test_capture_of_selections(cuda: torch.device) -> None:
         rng[1].add_(1)
         graph.replay()
         assert_same(found, selections(*given))
+
+
 def sample(device: torch.device, rng: Tensor, suffix: str = "") -> list[Tensor]:
     """Every op that samples, on graphs that are moved there."""
     generator = torch.Generator().manual_seed(8)

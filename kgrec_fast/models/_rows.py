@@ -32,8 +32,6 @@ class _Readers(torch.autograd.Function):
             grad = torch.add(dense[0], dense[1])
         else:
             grad = dense[0].clone() if dense else some.new_zeros(ctx.shape)
-        for more in dense[2:]:
-            grad += more
         if first is not None:
             grad[: first.shape[0]] += first
         if chosen is not None:

@@ -118,7 +118,10 @@ class KGRec(EdgeListSampling, nn.Module):
         self.reset_parameters()
 
         self.hops, self.interactions = HopGraphs.of(_compact(kg, n_items)), interactions
+        # What a step asks the graphs for is made here: it would have to wait for the device.
         interactions.columns()
+        self.kg.columns()
+        self.kg.ranks("row")
         self.sampler = StepSampler(
             self.kg,
             interactions,

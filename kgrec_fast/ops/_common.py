@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from kgrec_fast import _library
 from kgrec_fast.graph import EdgeMask, _Graph
 
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _forced_reference = False  # a plain global: torch.compile looks into no ContextVar before 2.14
 
@@ -144,13 +145,18 @@ def differentiable(
     class Quick(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            output = op(*inputs)
+            # Past the registered gradient, which would only send it on.
+            with _below_autograd():
+                output = op(*inputs)
             setup_context(ctx, inputs, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> tuple:
-            return tuple(None if isinstance(g, list) else g for g in backward(ctx, *grads))
+            # A graph of this pass needs the rules of its ops; else they would only send on, too.
+            with nullcontext() if torch.is_grad_enabled() else _below_autograd():
+                results = backward(ctx, *grads)
+            return tuple(None if isinstance(g, list) else g for g in results)
 
     def call(*inputs: Any) -> Any:
         compiling = torch.compiler.is_compiling()

@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor? col_mask) -> (Tensor, Tensor)");
   m.def(
       "relation_mean_backward(Tensor grad_out, Tensor x, Tensor relation, Tensor inverse_count, "
-      "Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
+      "Tensor? addend, Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
 
   m.def(
       "weighted_aggregate(Tensor x, Tensor? weight, Tensor? row_weight, Tensor[] graph, "

@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor> relation_mean(
 
 std::tuple<Tensor, Tensor> relation_mean_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
-    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& addend, const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask) {
   const int64_t num_rows = graph[kRowPtr].numel() - 1;
 
@@ -48,8 +48,16 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   params.source_scale = inverse_count.const_data_ptr();
   Tensor grad_x = make(x, {source.size(0), params.width}, x.scalar_type());
   params.out = grad_x.mutable_data_ptr();
+  if (addend) {
+    params.addend = kept(*addend, "addend", source.size(0) * params.width, params.dtype);
+    params.addend_rows = source.size(0);
+  }
   run_aggregate(params);
-  zero_rows_from(grad_x, params.order.num_rows);
+  if (!addend) {
+    zero_rows_from(grad_x, params.order.num_rows);
+  } else if (params.order.num_rows < source.size(0)) {
+    copy_rows_from(grad_x, *addend, params.order.num_rows);
+  }
 
   // Gradient of the relations: dO[h] / count times the sum of x[t], a run at a time.
   AggregateParams runs;

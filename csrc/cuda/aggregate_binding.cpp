@@ -103,7 +103,7 @@ std::tuple<Tensor, Tensor> relation_mean(
 
 std::tuple<Tensor, Tensor> relation_mean_backward(
     const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
-    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& addend, const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask) {
   const OnDevice device(x, "x");
   check_masks(row_mask, col_mask);
@@ -124,8 +124,16 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   params.source_scale = kept(inverse_count, "inverse_count", num_rows, params.dtype);
   Tensor grad_x = make(x, {source.size(0), params.width}, x.scalar_type());
   params.out = grad_x.mutable_data_ptr();
+  if (addend) {
+    params.addend = kept(*addend, "addend", source.size(0) * params.width, params.dtype);
+    params.addend_rows = source.size(0);
+  }
   aggregate(device, params, x);
-  device.zero_rows_from(grad_x, params.order.num_rows);
+  if (!addend) {
+    device.zero_rows_from(grad_x, params.order.num_rows);
+  } else if (params.order.num_rows < source.size(0)) {
+    copy_rows_from(grad_x, *addend, params.order.num_rows);
+  }
 
   // Gradient of the relations: dO[h] / count times the sum of x[t], a run at a time.
   RelationGradParams runs;

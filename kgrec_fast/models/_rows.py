@@ -1,4 +1,4 @@
-"""Reading a few rows of a large matrix, with one gradient of its size for all of them."""
+"""Reading a few rows of a large matrix, with one gradient of its size for all readers."""
 
 from __future__ import annotations
 
@@ -11,35 +11,31 @@ from torch.autograd.function import once_differentiable
 
 class _Readers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor, views: int, first: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, ids: Tensor, first: int) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.views = x.shape, views
+        ctx.shape = x.shape
         ctx.save_for_backward(ids)
-        whole = [x.view_as(x) for _ in range(views)]
-        return x.index_select(0, ids), x[:first].clone(), *whole
+        return x.index_select(0, ids), x[:first].clone(), x.view_as(x)
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, chosen: Tensor | None, first: Tensor | None, *whole: Tensor | None
-    ) -> tuple[Tensor | None, None, None, None]:
+        ctx: Any, chosen: Tensor | None, first: Tensor | None, whole: Tensor | None
+    ) -> tuple[Tensor | None, None, None]:
         (ids,) = ctx.saved_tensors
-        dense = [g for g in whole if g is not None]
-        some = next((g for g in (chosen, first, *dense) if g is not None), None)
+        some = next((g for g in (chosen, first, whole) if g is not None), None)
         if some is None:
-            return None, None, None, None
-        if len(dense) > 1:
-            grad = torch.add(dense[0], dense[1])
-        else:
-            grad = dense[0].clone() if dense else some.new_zeros(ctx.shape)
+            return None, None, None
+        # The others are added in place: whoever reads all of x makes a gradient for this alone.
+        grad = some.new_zeros(ctx.shape) if whole is None else whole
         if first is not None:
             grad[: first.shape[0]] += first
         if chosen is not None:
             grad.index_add_(0, ids, chosen)
-        return grad, None, None, None
+        return grad, None, None
 
 
-def readers(x: Tensor, ids: Tensor, views: int = 1, first: int = 0) -> tuple[Tensor, ...]:
+def readers(x: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of ``x`` [N, D] for several readers.
 
     Read apart, each would make a gradient of N rows of its own, all of them to be added up.
@@ -47,13 +43,13 @@ def readers(x: Tensor, ids: Tensor, views: int = 1, first: int = 0) -> tuple[Ten
     Args:
         x: [N, D].
         ids: int64 [n], rows wanted.
-        views: how many readers take all of ``x``.
-        first: how many of its first rows are wanted.
+        first: How many of its first rows are wanted.
 
     Returns:
-        The rows ``ids`` [n, D], the first rows [first, D], and ``views`` times ``x``.
+        The rows ``ids`` [n, D], the first rows [first, D], and ``x`` itself for what reads all of
+        it. The gradient of the last is written to: it must be no tensor that anyone else holds.
     """
-    return _Readers.apply(x, ids, views, first)
+    return _Readers.apply(x, ids, first)
 
 
 def rows_or_zero(x: Tensor, ids: Tensor) -> Tensor:

@@ -243,8 +243,13 @@ class KGRec(EdgeListSampling, nn.Module):
         ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
         read = torch.cat(ends if item_ids is None else [item_ids, *ends])
         read_users = read[:0] if user_ids is None else user_ids
-        chosen, items, entities, kg_entities = readers(entities, read, 2, self.n_items)
+        chosen, items, entities = readers(entities, read, self.n_items)
         chosen_users, _, users = readers(users, read_users)
+        edge_mask = kg.edge_mask(encoded, "row")
+        contrast_mask = kg.edge_mask(masks.contrast_edges, "row")
+        attended, averaged = self.gcn.first_hops(
+            entities, self.hops, edge_mask, contrast_mask, query
+        )
 
         user_sum, entity_sum = self.gcn.messages(
             users,
@@ -252,13 +257,14 @@ class KGRec(EdgeListSampling, nn.Module):
             self.hops,
             inter,
             self._edge_weight,
-            edge_mask=kg.edge_mask(encoded, "row"),
+            edge_mask=edge_mask,
             inter_mask=kept,
             rng=dropout,
             query=query,
             item_emb=items,
             wanted_users=None if user_ids is None else mask_of(user_ids, self.n_users),
             wanted_entities=None if item_ids is None else mask_of(read, self.n_entities),
+            first=attended,
         )
         if user_ids is not None:
             chosen_users = chosen_users + user_sum.index_select(0, user_ids)
@@ -283,11 +289,12 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=dropout,
         )
         view_kg = items + self.gcn.kg_messages(
-            kg_entities,
+            entities,
             self.hops,
-            edge_mask=kg.edge_mask(masks.contrast_edges, "row"),
+            edge_mask=contrast_mask,
             rng=dropout,
             first_rows=self.n_items,
+            first=averaged,
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
         return user_sum, entity_sum, chosen_users, chosen, mae_loss, cl_loss

@@ -85,6 +85,7 @@ class Propagation(nn.Module):
         item_emb: Tensor | None = None,
         wanted_users: Tensor | None = None,
         wanted_entities: Tensor | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What :meth:`AttnHGCN.forward` adds to the embeddings, for those who add it themselves.
 
@@ -104,6 +105,7 @@ class Propagation(nn.Module):
             wanted_users: bool [U], the rows of the result that will be read; the others miss what
                 the last hop adds, which saves its work. None reads all.
             wanted_entities: bool [at least A], the same for entities.
+            first: The attention of the first hop, where it is known already (:meth:`first_hops`).
 
         Returns:
             Sums of the messages to users [U, D] and to entities [A, D]. Without hops the
@@ -124,7 +126,10 @@ class Propagation(nn.Module):
                 edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
                 inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
             active = hops.active if hop > 0 else None
-            entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
+            if hop == 0 and first is not None:
+                entity_agg = first
+            else:
+                entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
             entity_emb, entity_sum = self._finish(entity_agg, entity_sum, rng, "rec/entity", hop)
             user_emb, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop)
@@ -171,6 +176,7 @@ class Propagation(nn.Module):
         rng: Tensor | None = None,
         residual: Tensor | None = None,
         first_rows: int | None = None,
+        first: Tensor | None = None,
     ) -> Tensor:
         """What :meth:`AttnHGCN.forward_kg` adds to the embeddings, for those who add it themselves.
 
@@ -178,6 +184,7 @@ class Propagation(nn.Module):
             entity_emb, hops, edge_mask, rng: As in :meth:`messages`.
             residual: [A, D], what the messages are added to; None for zero.
             first_rows: How many rows of the result are wanted, at most A; None for all.
+            first: The mean of the first hop, where it is known already (:meth:`first_hops`).
 
         Returns:
             Sum of the messages to entities [A, D], or the first rows of it.
@@ -199,11 +206,38 @@ class Propagation(nn.Module):
             if hop == self.n_hops - 1 and rows < graph.num_rows:
                 wanted = torch.arange(graph.num_rows, device=graph.device) < rows
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
-            agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
+            if hop == 0 and first is not None:
+                agg = first
+            else:
+                agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
             if hop == self.n_hops - 1:
                 agg, total = agg[:rows], None if total is None else total[:rows]
             entity_emb, total = self._finish(agg, total, rng, "kg/entity", hop)
         return torch.zeros_like(entity_emb[:rows]) if total is None else total[:rows]
+
+    def first_hops(
+        self,
+        entity_emb: Tensor,
+        hops: HopGraphs,
+        edge_mask: EdgeMask | None,
+        mean_mask: EdgeMask | None,
+        query: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What the first hops of :meth:`messages` and :meth:`kg_messages` read of the same
+        embeddings, [A, D] each, with one gradient for both; None where they are also the last.
+        """
+        if self.n_hops < 2:
+            return None, None
+        return ops.attention_and_mean(
+            entity_emb,
+            self.W_Q,
+            self.relation_embedding.weight,
+            hops.first,
+            self.n_heads,
+            edge_mask,
+            mean_mask,
+            query,
+        )
 
     # -- parts ------------------------------------------------------------------------------------
 

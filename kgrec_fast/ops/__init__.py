@@ -14,7 +14,12 @@ from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add_reference,
 )
 from kgrec_fast.ops.edge_score_means import edge_score_means, edge_score_means_reference
-from kgrec_fast.ops.projected_attention import projected_attention, projected_attention_reference
+from kgrec_fast.ops.projected_attention import (
+    attention_and_mean,
+    attention_and_mean_reference,
+    projected_attention,
+    projected_attention_reference,
+)
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.reconstruction_loss import reconstruction_loss, reconstruction_loss_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
@@ -63,6 +68,8 @@ from kgrec_fast.ops.topk_items import topk_items, topk_items_reference
 from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
 
 __all__ = [
+    "attention_and_mean",
+    "attention_and_mean_reference",
     "bpr_loss",
     "bpr_loss_reference",
     "contrast_loss",

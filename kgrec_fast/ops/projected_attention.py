@@ -1,8 +1,8 @@
 """Relation attention together with the projection in front of it, for the sake of its gradient.
 
-Embeddings enter attention twice, projected as queries and keys, and as values. Left to autograd,
-their gradient is two matrices of N rows, made and added up; here the projection's share is
-accumulated onto the other.
+Embeddings enter attention twice, projected as queries and keys, and as values, and a third time the
+relation mean of another view. Left to autograd, their gradient is a matrix of N rows for each, made
+and added up; here each share is accumulated onto the others.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from kgrec_fast.graph import EdgeMask, RelGraph
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
+from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
 
 
 def projected_attention(
@@ -47,6 +48,28 @@ def projected_attention(
     Raises:
         TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
     """
+    x, weight, relation, query = _checked(x, weight, relation, graph, query)
+    needs_grad = _common.wants_grad(x, weight, relation)
+    if not needs_grad or not _common.runs_native(x.device):
+        # Without a gradient there is nothing to save; the reference leaves it to autograd.
+        if query is None or needs_grad:
+            query = x @ weight
+        return relation_attention(query, x, relation, graph, num_heads, edge_mask, return_lse)
+    _common.check_heads(num_heads, x.size(1))
+    mask = _common.prepare_mask(graph, edge_mask)
+    row_mask, col_mask = _common.mask_tensors(mask, columns=True)
+    if query is None:
+        query = x.detach() @ weight.detach()
+    out, lse = _ProjectedAttention.apply(
+        x, weight, relation, query.detach(), row_mask, col_mask, num_heads, *graph.tensors(True)
+    )
+    return (out, lse) if return_lse else out
+
+
+def _checked(
+    x: Tensor, weight: Tensor, relation: Tensor, graph: RelGraph, query: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The operands, in autocast's type where it is on."""
     _common.check_graph(graph, RelGraph)
     x, weight, relation, query = _common.autocast(x, weight, relation, query)  # type: ignore[assignment]
     _common.check_matrix("x", x, max(graph.num_rows, graph.num_cols))
@@ -57,23 +80,9 @@ def projected_attention(
         _common.check_matrix("query", query, x.size(0), like=x)
         if query.size(0) != x.size(0):
             raise ValueError(f"query has {query.size(0)} rows, expected {x.size(0)}")
-    needs_grad = _common.wants_grad(x, weight, relation)
-    if not needs_grad or not _common.runs_native(x.device):
-        # Without a gradient there is nothing to save; the reference leaves it to autograd.
-        if query is None or needs_grad:
-            query = x @ weight
-        return relation_attention(query, x, relation, graph, num_heads, edge_mask, return_lse)
     _common.check_device("x", x, graph.device)
     _common.check_matrix("relation", relation, graph.num_relations, like=x)
-    _common.check_heads(num_heads, x.size(1))
-    mask = _common.prepare_mask(graph, edge_mask)
-    row_mask, col_mask = _common.mask_tensors(mask, columns=True)
-    if query is None:
-        query = x.detach() @ weight.detach()
-    out, lse = _ProjectedAttention.apply(
-        x, weight, relation, query.detach(), row_mask, col_mask, num_heads, *graph.tensors(True)
-    )
-    return (out, lse) if return_lse else out
+    return x, weight, relation, query
 
 
 def projected_attention_reference(
@@ -90,6 +99,129 @@ def projected_attention_reference(
     return relation_attention_reference(
         x @ weight, x, relation, graph, num_heads, edge_mask, return_lse
     )
+
+
+def attention_and_mean(
+    x: Tensor,
+    weight: Tensor,
+    relation: Tensor,
+    graph: RelGraph,
+    num_heads: int,
+    edge_mask: EdgeMask | Tensor | None = None,
+    mean_mask: EdgeMask | Tensor | None = None,
+    query: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`projected_attention` and `relation_mean` of one `x`: the first hops of both views of KGRec.
+
+    Args:
+        x, weight, relation, graph, num_heads, edge_mask, query: as in `projected_attention`.
+        mean_mask: edges that the mean takes, as `edge_mask`.
+
+    Returns:
+        Attention and mean, [num_rows, D] each.
+
+    Differentiable once in x, weight and relation; the gradient of x is one matrix of N rows.
+
+    Raises:
+        TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
+    """
+    x, weight, relation, query = _checked(x, weight, relation, graph, query)
+    if not _common.wants_grad(x, weight, relation) or not _common.runs_native(x.device):
+        out = projected_attention(
+            x, weight, relation, graph, num_heads, edge_mask, False, query
+        )
+        return out, relation_mean(x, relation, graph, mean_mask)  # type: ignore[return-value]
+    _common.check_heads(num_heads, x.size(1))
+    masks = (_common.prepare_mask(graph, mask) for mask in (edge_mask, mean_mask))
+    columns = (m for mask in masks for m in _common.mask_tensors(mask, columns=True))
+    if query is None:
+        query = x.detach() @ weight.detach()
+    return _AttentionAndMean.apply(
+        x, weight, relation, query.detach(), *columns, num_heads, *graph.tensors(True)
+    )
+
+
+def attention_and_mean_reference(
+    x: Tensor,
+    weight: Tensor,
+    relation: Tensor,
+    graph: RelGraph,
+    num_heads: int,
+    edge_mask: EdgeMask | Tensor | None = None,
+    mean_mask: EdgeMask | Tensor | None = None,
+    query: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention_and_mean` in plain PyTorch."""
+    out = projected_attention_reference(x, weight, relation, graph, num_heads, edge_mask)
+    return out, relation_mean_reference(x, relation, graph, mean_mask)  # type: ignore[return-value]
+
+
+def _attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    saved: tuple[Tensor, ...],
+    masks: tuple[Tensor | None, Tensor | None],
+    graph: list[Tensor],
+    num_heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, value and relation."""
+    query, x, relation, out, lse, edge_weight = saved
+    if grad_lse is None:
+        grad_lse = torch.zeros_like(lse)
+    return torch.ops.kgrec_fast.relation_attention_backward(
+        grad_out.to(out.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
+        num_heads,
+    )  # fmt: skip
+
+
+class _AttentionAndMean(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        relation: Tensor,
+        query: Tensor,
+        row_mask: Tensor | None,
+        col_mask: Tensor | None,
+        mean_row_mask: Tensor | None,
+        mean_col_mask: Tensor | None,
+        num_heads: int,
+        *graph: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        out, lse, edge_weight = torch.ops.kgrec_fast.relation_attention(
+            query, x, relation, graph, row_mask, col_mask, num_heads, True
+        )
+        mean, inverse_count = torch.ops.kgrec_fast.relation_mean(
+            x, relation, graph, mean_row_mask, mean_col_mask
+        )
+        ctx.num_heads = num_heads
+        ctx.save_for_backward(
+            query, x, relation, out, lse, edge_weight, weight, inverse_count,
+            row_mask, col_mask, mean_row_mask, mean_col_mask, *graph,
+        )  # fmt: skip
+        return out.to(x.dtype), mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
+        saved, (weight, inverse_count) = ctx.saved_tensors[:6], ctx.saved_tensors[6:8]
+        masks, mean_masks = ctx.saved_tensors[8:10], ctx.saved_tensors[10:12]
+        graph = list(ctx.saved_tensors[12:])
+        _, x, relation = saved[:3]
+        grad_query, grad_x, grad_relation = _attention_backward(
+            grad_out, None, saved, masks, graph, ctx.num_heads
+        )
+        # The sums of the mean go on top of these; half types would round in between.
+        wide = grad_x.dtype == _common.accumulate_dtype(grad_x.dtype)
+        more_x, more_relation = torch.ops.kgrec_fast.relation_mean_backward(
+            grad_mean, x, relation, inverse_count, grad_x if wide else None, graph, *mean_masks
+        )
+        grad_x = more_x if wide else grad_x + more_x
+        grad_weight = x.t() @ grad_query if ctx.needs_input_grad[1] else None
+        if ctx.needs_input_grad[0]:
+            grad_x.addmm_(grad_query, weight.t())
+        return grad_x, grad_weight, grad_relation + more_relation, *[None] * (6 + len(graph))
 
 
 class _ProjectedAttention(torch.autograd.Function):
@@ -121,10 +253,14 @@ class _ProjectedAttention(torch.autograd.Function):
         x, weight, relation, query, out, lse, edge_weight, row_mask, col_mask, *graph = (
             ctx.saved_tensors
         )
-        grad_query, grad_x, grad_relation = torch.ops.kgrec_fast.relation_attention_backward(
-            grad_out.to(out.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph,
-            row_mask, col_mask, ctx.num_heads,
-        )  # fmt: skip
+        grad_query, grad_x, grad_relation = _attention_backward(
+            grad_out,
+            grad_lse,
+            (query, x, relation, out, lse, edge_weight),
+            (row_mask, col_mask),
+            graph,
+            ctx.num_heads,
+        )
         needs_x, needs_weight = ctx.needs_input_grad[:2]
         grad_weight = x.t() @ grad_query if needs_weight else None
         if needs_x:

@@ -32,7 +32,10 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor? col_mask) -> (Tensor, Tensor)");
   m.def(
       "relation_mean_backward(Tensor grad_out, Tensor x, Tensor relation, Tensor inverse_count, "
-      "Tensor? addend, Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
+      "Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> (Tensor, Tensor)");
+  m.def(
+      "relation_mean_backward_onto(Tensor(a!) grad_x, Tensor grad_out, Tensor x, Tensor relation, "
+      "Tensor inverse_count, Tensor[] graph, Tensor? row_mask, Tensor? col_mask) -> Tensor");
 
   m.def(
       "weighted_aggregate(Tensor x, Tensor? weight, Tensor? row_weight, Tensor[] graph, "

@@ -187,13 +187,6 @@ inline void check_heads(int64_t num_heads, int64_t width) {
       ", expected a divisor of the width ", width);
 }
 
-// The rows of `target` from `first` on become those of `source`.
-inline void copy_rows_from(Tensor target, Tensor source, int64_t first) {
-  Tensor to = torch::stable::narrow(target, 0, first, target.size(0) - first);
-  const Tensor from = torch::stable::narrow(source, 0, first, source.size(0) - first);
-  torch::stable::copy_(to, from);
-}
-
 inline Tensor make(const Tensor& like, std::vector<int64_t> size, ScalarType dtype) {
   return torch::stable::new_empty(like, size, dtype);
 }

@@ -37,8 +37,7 @@ Tensor weighted_aggregate(
     const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask, bool transpose, int64_t out_rows) {
   AggregateParams params;
-  params.order =
-      transpose ? masked_columns(graph, row_mask, col_mask) : row_order(graph, row_mask);
+  params.order = transpose ? masked_columns(graph, row_mask, col_mask) : row_order(graph, row_mask);
   params.order.rel = nullptr;
   params.dtype = dtype_of(x, "x");
   const int64_t sources = (transpose ? graph[kRowPtr].numel() - 1 : 0);

@@ -9,7 +9,8 @@ namespace kgrec::cpu {
 
 // "acc" is the type values are added up in: double for double, else float. For each row and each of
 // its heads (equal slices of the width, one but for attention),
-//   out = scale * row_scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
+//   out = scale * row_scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) +
+//   addend
 struct AggregateParams {
   OrderView order;
   DType dtype = DType::f32;

@@ -21,6 +21,9 @@ KGREC_INLINE void finish_row(
     scale *= static_cast<const A*>(p.row_scale)[row];
   }
   const A* addend = row < p.addend_rows ? static_cast<const A*>(p.addend) + row * p.width : nullptr;
+  if (count == 0 && addend != nullptr && addend == static_cast<const A*>(p.out) + row * p.width) {
+    return;  // nothing is added to what is there
+  }
   for (int i = 0; i < shape.vectors; ++i) {
     V result = sum[i] * splat(scale);
     if (addend != nullptr) {

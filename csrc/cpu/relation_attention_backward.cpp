@@ -9,6 +9,13 @@
 namespace kgrec::cpu {
 namespace {
 
+// Rows of grad_query that are no column: only the row pass reaches them.
+void copy_rows_from(Tensor target, Tensor source, int64_t first) {
+  Tensor to = torch::stable::narrow(target, 0, first, target.size(0) - first);
+  const Tensor from = torch::stable::narrow(source, 0, first, source.size(0) - first);
+  torch::stable::copy_(to, from);
+}
+
 // `x` as a contiguous tensor of `rows` rows by head, in the type of sums.
 Tensor per_head(
     const Tensor& x, const char* name, int64_t rows, int64_t num_heads, ScalarType acc) {
@@ -100,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   tails.out = grad_query.mutable_data_ptr();
   run_aggregate(tails);
   if (half && num_cols < q.size(0)) {
-    copy_rows_from(grad_query, row_grad_query, num_cols);  // only the row pass reaches them
+    copy_rows_from(grad_query, row_grad_query, num_cols);
   }
   score_grad.reset();
 

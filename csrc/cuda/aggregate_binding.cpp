@@ -101,10 +101,11 @@ std::tuple<Tensor, Tensor> relation_mean(
   return {out, inverse_count};
 }
 
-std::tuple<Tensor, Tensor> relation_mean_backward(
-    const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
-    const std::optional<Tensor>& addend, const Graph& graph, const std::optional<Tensor>& row_mask,
-    const std::optional<Tensor>& col_mask) {
+// The gradient of x is added to `onto`, where there is one.
+std::tuple<Tensor, Tensor> gradients(
+    const std::optional<Tensor>& onto, const Tensor& grad_out, const Tensor& x,
+    const Tensor& relation, const Tensor& inverse_count, const Graph& graph,
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask) {
   const OnDevice device(x, "x");
   check_masks(row_mask, col_mask);
   const int64_t num_rows = graph[kRowPtr].numel() - 1;
@@ -122,17 +123,15 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   params.x = matrix(g);
   params.relation = matrix(r);
   params.source_scale = kept(inverse_count, "inverse_count", num_rows, params.dtype);
-  Tensor grad_x = make(x, {source.size(0), params.width}, x.scalar_type());
-  params.out = grad_x.mutable_data_ptr();
-  if (addend) {
-    params.addend = kept(*addend, "addend", source.size(0) * params.width, params.dtype);
-    params.addend_rows = source.size(0);
+  Tensor grad_x = onto ? *onto : make(x, {source.size(0), params.width}, x.scalar_type());
+  if (onto) {
+    params.addend = kept(grad_x, "grad_x", source.size(0) * params.width, params.dtype);
+    params.addend_rows = params.order.num_rows;
   }
+  params.out = grad_x.mutable_data_ptr();
   aggregate(device, params, x);
-  if (!addend) {
+  if (!onto) {
     device.zero_rows_from(grad_x, params.order.num_rows);
-  } else if (params.order.num_rows < source.size(0)) {
-    copy_rows_from(grad_x, *addend, params.order.num_rows);
   }
 
   // Gradient of the relations: dO[h] / count times the sum of x[t], a run at a time.
@@ -152,6 +151,21 @@ std::tuple<Tensor, Tensor> relation_mean_backward(
   return {grad_x, grad_relation};
 }
 
+std::tuple<Tensor, Tensor> relation_mean_backward(
+    const Tensor& grad_out, const Tensor& x, const Tensor& relation, const Tensor& inverse_count,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask) {
+  return gradients(std::nullopt, grad_out, x, relation, inverse_count, graph, row_mask, col_mask);
+}
+
+Tensor relation_mean_backward_onto(
+    const Tensor& grad_x, const Tensor& grad_out, const Tensor& x, const Tensor& relation,
+    const Tensor& inverse_count, const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask) {
+  return std::get<1>(
+      gradients(grad_x, grad_out, x, relation, inverse_count, graph, row_mask, col_mask));
+}
+
 }  // namespace
 }  // namespace kgrec::cuda
 
@@ -160,4 +174,5 @@ STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CUDA, m) {
   m.impl("edge_dot", TORCH_BOX(&kgrec::cuda::edge_dot));
   m.impl("relation_mean", TORCH_BOX(&kgrec::cuda::relation_mean));
   m.impl("relation_mean_backward", TORCH_BOX(&kgrec::cuda::relation_mean_backward));
+  m.impl("relation_mean_backward_onto", TORCH_BOX(&kgrec::cuda::relation_mean_backward_onto));
 }

@@ -212,12 +212,15 @@ class _AttentionAndMean(torch.autograd.Function):
         grad_query, grad_x, grad_relation = _attention_backward(
             grad_out, None, saved, masks, graph, ctx.num_heads
         )
-        # The sums of the mean go on top of these; half types would round in between.
-        wide = grad_x.dtype == _common.accumulate_dtype(grad_x.dtype)
-        more_x, more_relation = torch.ops.kgrec_fast.relation_mean_backward(
-            grad_mean, x, relation, inverse_count, grad_x if wide else None, graph, *mean_masks
-        )
-        grad_x = more_x if wide else grad_x + more_x
+        if grad_x.dtype == _common.accumulate_dtype(grad_x.dtype):
+            more_relation = torch.ops.kgrec_fast.relation_mean_backward_onto(
+                grad_x, grad_mean, x, relation, inverse_count, graph, *mean_masks
+            )
+        else:  # sums would be rounded in between
+            more_x, more_relation = torch.ops.kgrec_fast.relation_mean_backward(
+                grad_mean, x, relation, inverse_count, graph, *mean_masks
+            )
+            grad_x += more_x
         grad_weight = x.t() @ grad_query if ctx.needs_input_grad[1] else None
         if ctx.needs_input_grad[0]:
             grad_x.addmm_(grad_query, weight.t())

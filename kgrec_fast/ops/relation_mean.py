@@ -72,7 +72,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
     x, relation, inverse_count, row_mask, col_mask, *graph = ctx.saved_tensors
     grads = torch.ops.kgrec_fast.relation_mean_backward(
-        grad_out, x, relation, inverse_count, None, graph, row_mask, col_mask
+        grad_out, x, relation, inverse_count, graph, row_mask, col_mask
     )
     return *grads, [None] * len(graph), None, None
 
@@ -94,6 +94,10 @@ if _library.CPU.loaded:
     @torch.library.register_fake("kgrec_fast::relation_mean_backward")
     def _(grad_out: Tensor, x: Tensor, relation: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape), relation.new_empty(relation.shape)
+
+    @torch.library.register_fake("kgrec_fast::relation_mean_backward_onto")
+    def _(grad_x: Tensor, grad_out: Tensor, x: Tensor, relation: Tensor, *_: Any) -> Tensor:
+        return relation.new_empty(relation.shape)
 
     _relation_mean = _common.differentiable("relation_mean", _setup_context, _backward)
     _common.register_no_grad("relation_mean_backward")

@@ -131,6 +131,8 @@ def _in_blocks(
     step = max(1, max_scores // max(1, items))
     if user_emb.device.type == "cpu" and not torch.compiler.is_compiling():
         step = min(step, max(MIN_CPU_ROWS, CPU_SCORES // max(1, items)))
+    blocks = max(1, -(-rows // step))
+    step = max(1, -(-rows // blocks))  # of like size: products of few rows are slow
     dtype = _common.accumulate_dtype(user_emb.dtype)
     by_item = item_emb.to(dtype).T
     ranked = []

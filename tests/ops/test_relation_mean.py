@@ -88,7 +88,7 @@ def test_opcheck(masked: bool) -> None:
     torch.library.opcheck(torch.ops.kgrec_fast.relation_mean.default, (*leaves, tensors, *masks))
     out, count = torch.ops.kgrec_fast.relation_mean(X, R, tensors, *masks)
     torch.library.opcheck(
-        torch.ops.kgrec_fast.relation_mean_backward.default, (out, X, R, count, None, tensors, *masks)
+        torch.ops.kgrec_fast.relation_mean_backward.default, (out, X, R, count, tensors, *masks)
     )
 
 

@@ -304,7 +304,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     parts = breakdown(model, batches, 3 if quick else 20)
     their_parts = breakdown(reference, batches, 3 if quick or slow else 10)
     by_kind, hot = kinds(model, batches)
-    share = {kind: seconds / ours.median for kind, seconds in by_kind.items()}
+    share = {kind: seconds / parts[WHOLE] for kind, seconds in by_kind.items()}
     share["the rest"] = 1 - sum(share.values())
     print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
     print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))

@@ -55,11 +55,11 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("scatter_softmax_backward(Tensor grad_out, Tensor out, Tensor index, int size) -> Tensor");
 
   m.def(
-      "dropout_normalize_add(Tensor x, Tensor? residual, Tensor? rng, float p, int stream) -> "
-      "(Tensor, Tensor, Tensor)");
+      "dropout_normalize_add(Tensor x, Tensor? residual, Tensor? rng, float p, int stream, "
+      "Tensor? row_ids) -> (Tensor, Tensor, Tensor)");
   m.def(
       "dropout_normalize_add_backward(Tensor? grad_y, Tensor? grad_out, Tensor y, Tensor norm, "
-      "Tensor? rng, float p, int stream) -> Tensor");
+      "Tensor? rng, float p, int stream, Tensor? row_ids) -> Tensor");
 
   m.def(
       "edge_score_means(Tensor score, Tensor[] graph, Tensor? row_mask, int num_items) -> Tensor");

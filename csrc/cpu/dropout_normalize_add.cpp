@@ -11,7 +11,9 @@
 namespace kgrec::cpu {
 namespace {
 
-Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
+Dropout dropout_of(
+    const std::optional<Tensor>& rng, double p, int64_t stream,
+    const std::optional<Tensor>& row_ids, int64_t rows) {
   STD_TORCH_CHECK(p >= 0 && p < 1, "p is ", p, ", expected 0 <= p < 1");
   Dropout dropout;
   if (rng) {
@@ -20,6 +22,7 @@ Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
     dropout.draw = philox_draw(seed_step[0], seed_step[1], stream);
     dropout.threshold = drop_threshold(p);
     dropout.scale = 1.0 / (1.0 - p);
+    dropout.row_ids = row_ids ? flat<int64_t>(*row_ids, "row_ids", rows) : nullptr;
   }
   return dropout;
 }
@@ -35,11 +38,11 @@ void parallel_rows(int64_t rows, int64_t width, const F& f) {
 
 std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
     const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& rng,
-    double p, int64_t stream) {
+    double p, int64_t stream, const std::optional<Tensor>& row_ids) {
   DropoutNormalizeAddParams params;
   params.dtype = dtype_of(x, "x");
-  params.dropout = dropout_of(rng, p, stream);
   const Tensor left = operand(x, "x", 0, x);
+  params.dropout = dropout_of(rng, p, stream, row_ids, left.size(0));
   const int64_t rows = left.size(0), width = left.size(1);
   std::optional<Tensor> right;
   if (residual) {
@@ -62,10 +65,11 @@ std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
 
 Tensor dropout_normalize_add_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_out, const Tensor& y,
-    const Tensor& norm, const std::optional<Tensor>& rng, double p, int64_t stream) {
+    const Tensor& norm, const std::optional<Tensor>& rng, double p, int64_t stream,
+    const std::optional<Tensor>& row_ids) {
   DropoutNormalizeAddBackwardParams params;
   params.dtype = dtype_of(y, "y");
-  params.dropout = dropout_of(rng, p, stream);
+  params.dropout = dropout_of(rng, p, stream, row_ids, y.size(0));
   const Tensor rows_y = operand(y, "y", 0, y);
   const int64_t rows = y.size(0), width = y.size(1);
   params.width = width;

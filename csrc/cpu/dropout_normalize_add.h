@@ -13,6 +13,8 @@ struct Dropout {
   PhiloxDraw draw{};
   uint32_t threshold = 0;
   double scale = 1.0;  // of what is kept
+  // The number that a row has in the draws, null for its own.
+  const int64_t* row_ids = nullptr;
 };
 
 struct DropoutNormalizeAddParams {

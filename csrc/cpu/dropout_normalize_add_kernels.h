@@ -38,7 +38,9 @@ template <class IsEmpty, class Empty, class F>
 KGREC_INLINE void for_rows(
     const Dropout& dropout, int64_t width, int64_t begin, int64_t end, IsEmpty&& is_empty,
     Empty&& empty, F&& f) {
-  const int64_t tile = std::max<int64_t>(1, kTileElements / std::max<int64_t>(width, 1));
+  const int64_t* ids = dropout.row_ids;
+  const int64_t tile =
+      ids != nullptr ? 1 : std::max<int64_t>(1, kTileElements / std::max<int64_t>(width, 1));
   PhiloxWords words(dropout.active ? tile * width : 0);
   for (int64_t first = begin; first < end; first += tile) {
     const int64_t last = std::min(first + tile, end);
@@ -49,7 +51,8 @@ KGREC_INLINE void for_rows(
         continue;
       }
       if (dropout.active && word == nullptr) {
-        word = words.fill(dropout.draw, first * width, last * width);
+        const int64_t number = ids != nullptr ? ids[first] : first;
+        word = words.fill(dropout.draw, number * width, (number + last - first) * width);
       }
       f(row, word == nullptr ? nullptr : word + (row - first) * width);
     }

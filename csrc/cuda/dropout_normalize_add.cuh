@@ -23,12 +23,20 @@ struct Keep {
   bool active;
   PhiloxDraw draw;
   uint32_t threshold;
+  const int64_t* row_ids;
 
   KGREC_DEVICE explicit Keep(const Dropout& dropout)
-      : active(dropout.rng != nullptr), draw{}, threshold(dropout.threshold) {
+      : active(dropout.rng != nullptr),
+        draw{},
+        threshold(dropout.threshold),
+        row_ids(dropout.row_ids) {
     if (active) {
       draw = load_draw(dropout.rng, dropout.stream);
     }
+  }
+  // The number of a row in the draws.
+  KGREC_DEVICE int64_t number(int64_t row) const {
+    return row_ids != nullptr ? load(row_ids + row) : row;
   }
   // Element number `at`, already scaled.
   KGREC_DEVICE A one(A x, int64_t at) const {
@@ -72,6 +80,7 @@ KGREC_DEVICE void forward_row(
   using A = acc_t<T>;
   using S = RowShape<T, kWidth>;
   const T* x = row_of<T>(p.x, row);
+  const int64_t number = keep.number(row);
   const A scale = A(p.dropout.scale);
   Wide<T> message[S::kVectors];
   A squares = 0;
@@ -84,7 +93,7 @@ KGREC_DEVICE void forward_row(
     for (int i = 0; i < S::kSize; ++i) {
       message[v][i] *= scale;
     }
-    keep.vector(message[v], row * kWidth + col);
+    keep.vector(message[v], number * kWidth + col);
 #pragma unroll
     for (int i = 0; i < S::kSize; ++i) {
       squares += message[v][i] * message[v][i];
@@ -124,18 +133,18 @@ KGREC_DEVICE void forward_row(
   using A = acc_t<T>;
   const T* x = row_of<T>(p.x, row);
   const A scale = A(p.dropout.scale);
-  const int64_t first = row * p.width;
+  const int64_t first = row * p.width, drawn = keep.number(row) * p.width;
   A squares = 0;
   bool any = false;
   for (int64_t col = lanes.lane; col < p.width; col += kWarp) {
-    const A message = keep.one(widen(load(x + col)) * scale, first + col);
+    const A message = keep.one(widen(load(x + col)) * scale, drawn + col);
     squares += message * message;
     any = any || message != 0;
   }
   const Norm<A> norm = norm_of(squares, any, kWarp, lanes.mask);
   const A inverse = A(1) / norm.divisor;
   for (int64_t col = lanes.lane; col < p.width; col += kWarp) {
-    const A message = keep.one(widen(load(x + col)) * scale, first + col);
+    const A message = keep.one(widen(load(x + col)) * scale, drawn + col);
     const T y = narrow<T>(message * inverse);
     store(static_cast<T*>(p.y) + first + col, y);
     if (p.residual.data != nullptr) {
@@ -186,6 +195,7 @@ KGREC_DEVICE void backward_row(
   using S = RowShape<T, kWidth>;
   const A norm = load(static_cast<const A*>(p.norm) + row);
   T* grad_x = static_cast<T*>(p.grad_x) + row * kWidth;
+  const int64_t number = keep.number(row);
   Wide<T> grad[S::kVectors], y[S::kVectors];
   A products = 0;
 #pragma unroll
@@ -217,7 +227,7 @@ KGREC_DEVICE void backward_row(
       const A g = (grad[v][i] - y[v][i] * factors.along) * factors.scale;
       grad[v][i] = norm == 0 ? A(0) : g;
     }
-    keep.vector(grad[v], row * kWidth + col);
+    keep.vector(grad[v], number * kWidth + col);
     store_wide(grad_x + col, grad[v]);
   }
 }
@@ -229,7 +239,7 @@ KGREC_DEVICE void backward_row(
   using A = acc_t<T>;
   const T* y = row_of<T>(p.y, row);
   const A norm = load(static_cast<const A*>(p.norm) + row);
-  const int64_t first = row * p.width;
+  const int64_t first = row * p.width, drawn = keep.number(row) * p.width;
   const auto grad_at = [&](int64_t col) {
     A grad = 0;
     if (p.grad_y.data != nullptr) {
@@ -249,7 +259,7 @@ KGREC_DEVICE void backward_row(
     const A g = (grad_at(col) - widen(load(y + col)) * factors.along) * factors.scale;
     store(
         static_cast<T*>(p.grad_x) + first + col,
-        narrow<T>(norm == 0 ? A(0) : keep.one(g, first + col)));
+        narrow<T>(norm == 0 ? A(0) : keep.one(g, drawn + col)));
   }
 }
 

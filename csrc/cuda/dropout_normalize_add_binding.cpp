@@ -7,7 +7,9 @@
 namespace kgrec::cuda {
 namespace {
 
-Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
+Dropout dropout_of(
+    const std::optional<Tensor>& rng, double p, int64_t stream,
+    const std::optional<Tensor>& row_ids, int64_t rows) {
   STD_TORCH_CHECK(p >= 0 && p < 1, "p is ", p, ", expected 0 <= p < 1");
   Dropout dropout;
   if (rng) {
@@ -15,18 +17,19 @@ Dropout dropout_of(const std::optional<Tensor>& rng, double p, int64_t stream) {
     dropout.stream = stream;
     dropout.threshold = drop_threshold(p);
     dropout.scale = 1.0 / (1.0 - p);
+    dropout.row_ids = row_ids ? flat<int64_t>(*row_ids, "row_ids", rows) : nullptr;
   }
   return dropout;
 }
 
 std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
     const Tensor& x, const std::optional<Tensor>& residual, const std::optional<Tensor>& rng,
-    double p, int64_t stream) {
+    double p, int64_t stream, const std::optional<Tensor>& row_ids) {
   const OnDevice device(x, "x");
   DropoutNormalizeAddParams params;
   params.dtype = dtype_of(x, "x");
-  params.dropout = dropout_of(rng, p, stream);
   const Tensor left = operand(x, "x", 0, x);
+  params.dropout = dropout_of(rng, p, stream, row_ids, left.size(0));
   params.rows = left.size(0);
   params.width = left.size(1);
   std::optional<Tensor> right;
@@ -47,11 +50,12 @@ std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(
 
 Tensor dropout_normalize_add_backward(
     const std::optional<Tensor>& grad_y, const std::optional<Tensor>& grad_out, const Tensor& y,
-    const Tensor& norm, const std::optional<Tensor>& rng, double p, int64_t stream) {
+    const Tensor& norm, const std::optional<Tensor>& rng, double p, int64_t stream,
+    const std::optional<Tensor>& row_ids) {
   const OnDevice device(y, "y");
   DropoutNormalizeAddBackwardParams params;
   params.dtype = dtype_of(y, "y");
-  params.dropout = dropout_of(rng, p, stream);
+  params.dropout = dropout_of(rng, p, stream, row_ids, y.size(0));
   const Tensor rows_y = operand(y, "y", 0, y);
   params.rows = y.size(0);
   params.width = y.size(1);

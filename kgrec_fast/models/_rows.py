@@ -50,10 +50,3 @@ def readers(x: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Ten
         it. The gradient of the last is written to: it must be no tensor that anyone else holds.
     """
     return _Readers.apply(x, ids, first)
-
-
-def rows_or_zero(x: Tensor, ids: Tensor) -> Tensor:
-    """[n, D] rows ``ids`` (int64 [n]) of ``x`` [A, D], zeros for ids from A on. A is above 0."""
-    rows = x.shape[0]
-    chosen = x.index_select(0, ids.clamp(max=rows - 1))
-    return chosen * (ids < rows).to(x.dtype).unsqueeze(1)

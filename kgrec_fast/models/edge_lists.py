@@ -13,7 +13,8 @@ from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import RelGraph
-from kgrec_fast.models.sampling import mask_of, share_of
+from kgrec_fast.models.sampling import share_of
+from kgrec_fast.nn._rows import among
 from kgrec_fast.nn._streams import draw_rng
 from kgrec_fast.ops.random import Stream
 
@@ -73,7 +74,7 @@ class EdgeListSampling:
         random = ops.random_permutation(
             count, rng, Stream.RANDOM_MASKED_EDGES, topk_edge_id.shape[0]
         )
-        mask = mask_of(torch.cat([topk_edge_id, random]), count)
+        mask = among(torch.cat([topk_edge_id, random]), count)
         return edge_index[:, ~mask], edge_type[~mask], edge_index[:, mask], edge_type[mask], mask
 
     def adaptive_kg_drop_cl(

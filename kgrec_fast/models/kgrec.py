@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids, check_graphs
-from kgrec_fast.models._rows import readers, rows_or_zero
+from kgrec_fast.models._rows import readers
 from kgrec_fast.models.edge_lists import EdgeListSampling
-from kgrec_fast.models.sampling import StepMasks, StepSampler, mask_of
+from kgrec_fast.models.sampling import StepMasks, StepSampler
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
+from kgrec_fast.nn._rows import rows_or_zero
 from kgrec_fast.nn._streams import draw_rng
 
 
@@ -222,12 +223,12 @@ class KGRec(EdgeListSampling, nn.Module):
         """One step up to the losses that need no batch.
 
         No shape depends on data, and nothing waits for the device. With ids (int64) of the users
-        and items that a batch reads, the last hop does no work for the others.
+        and items that a batch reads, no work is done for what only others need.
 
         Returns:
-            What is added to the embeddings of users [U, D] and of the first entities [A, D], the
-            propagated embeddings [n, D] of ``user_ids`` and ``item_ids`` (empty where these are
-            None), reconstruction loss, contrast loss.
+            What is added to the embeddings of users [U, D] and of the first entities [A, D] (of
+            those read, where there are ids), the propagated embeddings [n, D] of ``user_ids`` and
+            ``item_ids`` (empty where these are None), reconstruction loss, contrast loss.
         """
         users, entities = self.user_embedding.weight, self.entity_embedding.weight
         with torch.no_grad():
@@ -262,13 +263,14 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=dropout,
             query=query,
             item_emb=items,
-            wanted_users=None if user_ids is None else mask_of(user_ids, self.n_users),
-            wanted_entities=None if item_ids is None else mask_of(read, self.n_entities),
+            user_ids=user_ids,
+            entity_ids=None if item_ids is None else read,
             first=attended,
         )
-        if user_ids is not None:
-            chosen_users = chosen_users + user_sum.index_select(0, user_ids)
-        chosen = chosen + rows_or_zero(entity_sum, read)
+        if item_ids is None:
+            chosen = chosen + rows_or_zero(entity_sum, read)
+        else:
+            chosen, chosen_users = chosen + entity_sum, chosen_users + user_sum
         slots = masks.slots.numel()
         chosen, head, tail = chosen.split([read.numel() - 2 * slots, slots, slots])
         mae_loss = ops.reconstruction_loss(

@@ -49,12 +49,6 @@ class StepMasks:
     rng: Tensor
 
 
-def mask_of(positions: Tensor, size: int) -> Tensor:
-    """bool [size], True at ``positions`` (int64)."""
-    mask = torch.zeros(size, dtype=torch.bool, device=positions.device)
-    return mask.scatter_(0, positions, True)
-
-
 def share_of(rate: float, count: int) -> int:
     """floor(rate * count)."""
     return int(rate * count)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
+from kgrec_fast.nn._rows import among, rows_or_zero
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -83,8 +84,8 @@ class Propagation(nn.Module):
         residuals: tuple[Tensor | None, Tensor | None] = (None, None),
         query: Tensor | None = None,
         item_emb: Tensor | None = None,
-        wanted_users: Tensor | None = None,
-        wanted_entities: Tensor | None = None,
+        user_ids: Tensor | None = None,
+        entity_ids: Tensor | None = None,
         first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What :meth:`AttnHGCN.forward` adds to the embeddings, for those who add it themselves.
@@ -98,23 +99,26 @@ class Propagation(nn.Module):
             edge_mask: Which edges of ``hops.first`` count.
             inter_mask: Which interactions count.
             rng: int64 [2], seed and step of message dropout; None for none.
-            residuals: What the messages are added to, [U, D] and [A, D]; None for zero.
+            residuals: What the messages are added to, [U, D] and [A, D] (of the rows wanted where
+                these are given); None for zero.
             query: [N, D] ``entity_emb @ W_Q``, where it is known already; no gradient flows
                 through it, see :func:`kgrec_fast.ops.projected_attention`.
             item_emb: [n_items, D], the first rows of ``entity_emb``, where they are apart already.
-            wanted_users: bool [U], the rows of the result that will be read; the others miss what
-                the last hop adds, which saves its work. None reads all.
-            wanted_entities: bool [at least A], the same for entities.
+            user_ids: int64, the users wanted, for whom alone work is done; None for all.
+            entity_ids: int64, the entities wanted: for the others the last hop does no work.
             first: The attention of the first hop, where it is known already (:meth:`first_hops`).
 
         Returns:
-            Sums of the messages to users [U, D] and to entities [A, D]. Without hops the
-            residuals, or zero.
+            Sums of the messages to users [U, D] and to entities [A, D], or of those wanted. Without
+            hops the residuals, or zero.
         """
         graph, outer = hops.first, None
         items = entity_emb if item_emb is None else item_emb
         user_sum, entity_sum = residuals
+        if user_ids is not None:  # no hop reads the users of the one before
+            inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
         for hop in range(self.n_hops):
+            last = hop == self.n_hops - 1
             if hop == 1:
                 outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
                 edge_mask = hops.later_mask(edge_mask)
@@ -122,19 +126,32 @@ class Propagation(nn.Module):
             if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
                 query = None
-            if hop == self.n_hops - 1:
-                edge_mask = narrowed_mask(graph, edge_mask, wanted_entities)
-                inter_mask = narrowed_mask(inter, inter_mask, wanted_users)
+            if last and entity_ids is not None:
+                wanted = among(entity_ids, max(hops.first.num_cols, graph.num_cols))
+                edge_mask = narrowed_mask(graph, edge_mask, wanted)
             active = hops.active if hop > 0 else None
             if hop == 0 and first is not None:
                 entity_agg = first
             else:
                 entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
-            entity_emb, entity_sum = self._finish(entity_agg, entity_sum, rng, "rec/entity", hop)
-            user_emb, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop)
+            if user_ids is not None:
+                user_agg = user_agg.index_select(0, user_ids)
+            if last and entity_ids is not None:
+                entity_agg = rows_or_zero(entity_agg, entity_ids)
+                if hop > 0 and entity_sum is not None:
+                    entity_sum = rows_or_zero(entity_sum, entity_ids)
+            ids = entity_ids if last else None
+            entity_emb, entity_sum = self._finish(
+                entity_agg, entity_sum, rng, "rec/entity", hop, ids
+            )
+            _, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop, user_ids)
         if user_sum is None or entity_sum is None:
-            return torch.zeros_like(user_emb), torch.zeros_like(entity_emb[: graph.num_rows])
+            rows = graph.num_rows if entity_ids is None else entity_ids.shape[0]
+            users = user_emb.shape[0] if user_ids is None else user_ids.shape[0]
+            return user_emb.new_zeros(users, user_emb.shape[1]), entity_emb.new_zeros(
+                rows, entity_emb.shape[1]
+            )
         return user_sum, entity_sum
 
     def ui_messages(
@@ -273,9 +290,18 @@ class Propagation(nn.Module):
         return (out.unflatten(1, (heads, self.d_k)) * share).flatten(1)
 
     def _finish(
-        self, x: Tensor, total: Tensor | None, rng: Tensor | None, place: str, hop: int
+        self,
+        x: Tensor,
+        total: Tensor | None,
+        rng: Tensor | None,
+        place: str,
+        hop: int,
+        row_ids: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Message dropout and rows of length one; these, and their sum with ``total``."""
+        """Message dropout and rows of length one; these, and their sum with ``total``.
+
+        ``row_ids`` are the nodes that the rows belong to, where these are not all of them in order.
+        """
         stream, training = dropout_stream(place, hop), rng is not None
         y, out = ops.dropout_normalize_add(x, total, self.mess_dropout_rate, rng, stream, training)
         return y, out

@@ -41,6 +41,25 @@ def _check(
     return x, residual, check_rng(rng, x.device) if drops else None
 
 
+def _check_row_ids(row_ids: Tensor | None, x: Tensor) -> None:
+    if row_ids is None:
+        return
+    if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64:
+        found = row_ids.dtype if isinstance(row_ids, Tensor) else type(row_ids).__name__
+        raise TypeError(f"row_ids is {found}, expected an int64 tensor")
+    if row_ids.shape != x.shape[:1]:
+        raise ValueError(f"row_ids has shape {list(row_ids.shape)}, expected [{x.size(0)}]")
+    _common.check_device("row_ids", row_ids, x.device)
+
+
+def _keep(rng: Tensor, stream: int, p: float, x: Tensor, row_ids: Tensor | None) -> Tensor:
+    """Which elements of `x` are kept."""
+    if row_ids is None or row_ids.numel() == 0:
+        return keep_mask_reference(rng, stream, p, x.shape)
+    rows = int(row_ids.max()) + 1
+    return keep_mask_reference(rng, stream, p, torch.Size([rows, x.size(1)]))[row_ids]
+
+
 def dropout_normalize_add_reference(
     x: Tensor,
     residual: Tensor | None,
@@ -48,12 +67,14 @@ def dropout_normalize_add_reference(
     rng: Tensor | None,
     stream: int = 0,
     training: bool = True,
+    row_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dropout_normalize_add` in plain PyTorch."""
     x, residual, rng = _check(x, residual, p, rng, stream, training)
+    _check_row_ids(row_ids, x)
     message = x if x.dtype == torch.float64 else x.float()
     if rng is not None:
-        keep = keep_mask_reference(rng, stream, p, x.shape)
+        keep = _keep(rng, stream, p, x, row_ids)
         message = torch.where(keep, message * (1.0 / (1.0 - p)), 0.0)
     norm = torch.linalg.vector_norm(message, dim=1, keepdim=True).clamp_min(EPS)
     is_zero = (message == 0).all(dim=1, keepdim=True)
@@ -69,6 +90,7 @@ def dropout_normalize_add(
     rng: Tensor | None,
     stream: int = 0,
     training: bool = True,
+    row_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Message dropout, L2 normalisation of each row, and the sum with the residual.
 
@@ -90,6 +112,8 @@ def dropout_normalize_add(
         rng: int64[2], (seed, step), on the device of x; may be None where nothing is dropped.
         stream: stream number of this use, see `kgrec_fast.ops.random.Stream`.
         training: False switches the dropout off.
+        row_ids: int64 [N], the numbers i that the rows have in the draws, not checked; None for
+            0 .. N - 1. So a few rows of a larger matrix are dropped as they are in that.
 
     Returns:
         (y, residual + y), both [N, D].
@@ -99,33 +123,36 @@ def dropout_normalize_add(
         ValueError: a shape, a device, p or stream is not as described.
     """
     x, residual, rng = _check(x, residual, p, rng, stream, training)
+    _check_row_ids(row_ids, x)
     if not _common.runs_native(x.device):
-        return dropout_normalize_add_reference(x, residual, p, rng, stream, rng is not None)
+        return dropout_normalize_add_reference(
+            x, residual, p, rng, stream, rng is not None, row_ids
+        )
     if rng is not None:
         rng = rng.contiguous()
-    y, out, _ = _dropout_normalize_add(x, residual, rng, p, stream)
+    y, out, _ = _dropout_normalize_add(x, residual, rng, p, stream, row_ids)
     return y, y if residual is None else out
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, residual, rng, ctx.p, ctx.stream = inputs
+    _, residual, rng, ctx.p, ctx.stream, row_ids = inputs
     y, out, norm = output
     ctx.has_residual = residual is not None
     ctx.mark_non_differentiable(*([norm] if ctx.has_residual else [norm, out]))
     # The next hop reads y and the model's result is the residual: often only one has a gradient.
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(y, norm, rng)
+    ctx.save_for_backward(y, norm, rng, row_ids)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None) -> tuple:
-    y, norm, rng = ctx.saved_tensors
+    y, norm, rng, row_ids = ctx.saved_tensors
     grad_out = grad_out if ctx.has_residual else None
     grad_x = None
     if ctx.needs_input_grad[0] and not (grad_y is None and grad_out is None):
         grad_x = torch.ops.kgrec_fast.dropout_normalize_add_backward(
-            grad_y, grad_out, y, norm, rng, ctx.p, ctx.stream
+            grad_y, grad_out, y, norm, rng, ctx.p, ctx.stream, row_ids
         )
-    return grad_x, grad_out, None, None, None
+    return grad_x, grad_out, None, None, None, None
 
 
 if _library.CPU.loaded:

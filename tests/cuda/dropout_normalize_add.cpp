@@ -14,6 +14,7 @@ cuda::Dropout dropout(Args& args) {
     dropout.stream = args.integer("stream");
     dropout.threshold = drop_threshold(p);
     dropout.scale = 1.0 / (1.0 - p);
+    dropout.row_ids = args.in_or_null<int64_t>("row_ids");
   }
   return dropout;
 }

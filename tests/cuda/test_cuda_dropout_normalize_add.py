@@ -87,6 +87,19 @@ def test_values(dtype: torch.dtype, shape: tuple[int, int], p: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 30])
+def test_rows_of_a_larger_matrix(dtype: torch.dtype, width: int) -> None:
+    x, grad = values((40, width), dtype, 1), values((40, width), dtype, 2)
+    ids = torch.tensor([39, 0, 7, 7, 13])
+    y, _, norm = forward(x, None, 0.3)
+    few_y, _, few_norm = forward(x[ids], None, 0.3, row_ids=ids)
+    assert same_bits(few_y, y[ids])
+    assert same_bits(few_norm, norm[ids])
+    grad_x = backward(grad, None, y, norm, 0.3)
+    assert same_bits(backward(grad[ids], None, few_y, few_norm, 0.3, row_ids=ids), grad_x[ids])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(37, 64), (9, 30)], ids=str)
 def test_without_a_residual(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     x = values(shape, dtype, 1)

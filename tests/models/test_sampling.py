@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kgrec_fast.models import sampling
+from kgrec_fast.nn._rows import among
 
 ERROR_RATE = 1e-4
 
@@ -62,7 +62,7 @@ def test_masks_of_a_step(world):
         assert 5 <= count(masks.masked) <= 10
         assert masks.slots.shape == masks.slot_weight.shape == (10,)
         assert masks.slots[masks.slot_weight == 1].unique().numel() == count(masks.masked)
-        assert sampling.mask_of(masks.slots, 200).equal(masks.masked)
+        assert among(masks.slots, 200).equal(masks.masked)
         assert count(masks.slot_weight == 1) == count(masks.masked)
         assert not (masks.contrast_edges & ~masks.sampled).any()
         assert count(masks.contrast_edges) == edges - int(0.3 * edges)
@@ -85,7 +85,7 @@ def test_one_noisy_score_decides_masking_and_contrast(world):
     edges = torch.tensor([150, 3, 77, 20])
     score = torch.zeros(200)
     score[edges] = torch.tensor([0.0, 1.0, 2.0, 0.5])
-    sampled = sampling.mask_of(edges, 200)
+    sampled = among(edges, 200)
     kept, beside = torch.zeros(4), torch.zeros(4)
     for rng in steps(2000):
         masks = model.sampler.draw(score, model.kg, sampled, None, rng)

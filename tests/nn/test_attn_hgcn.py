@@ -213,8 +213,8 @@ def test_messages_are_what_forward_adds(toy, n_hops, given):
     hops = HopGraphs(toy.kg) if given == "plain" else GIVEN[given](toy)
     ui, weight, rng = toy.interactions, toy.inter_edge_w, torch.tensor([3, 1])
     mask = hops.first.edge_mask(torch.arange(80) % 3 > 0)
-    entities = torch.tensor([0, 2, 7, 11])
-    users = torch.tensor([1, 6])
+    entities = torch.tensor([0, 2, 7, 11, NODES - 1, 2])  # one without edges, one twice
+    users = torch.tensor([6, 1, 6])
 
     def known(m, u, x):
         user_sum, entity_sum = m.messages(
@@ -227,11 +227,11 @@ def test_messages_are_what_forward_adds(toy, n_hops, given):
             rng=rng,
             query=x @ m.W_Q,
             item_emb=x[:ITEMS],
-            wanted_users=torch.zeros(USERS, dtype=torch.bool).index_fill(0, users, True),
-            wanted_entities=torch.zeros(NODES, dtype=torch.bool).index_fill(0, entities, True),
+            user_ids=users,
+            entity_ids=entities,
         )
         kg_sum = m.kg_messages(x, hops, edge_mask=mask, rng=rng, first_rows=ITEMS)
-        return u[users] + user_sum[users], x[entities] + entity_sum[entities], x[:ITEMS] + kg_sum
+        return u[users] + user_sum, x[entities] + entity_sum, x[:ITEMS] + kg_sum
 
     def full(m, u, x):
         new_users, new_entities = m(u, x, toy.kg, None, ui, weight, edge_mask=mask, rng=rng)

@@ -280,6 +280,29 @@ def test_without_a_residual(width: int, backend: str) -> None:  # noqa: F811
     assert results[0][0] is results[0][1]
 
 
+@pytest.mark.parametrize("width", [5, 64])
+def test_rows_of_a_larger_matrix(width: int, backend: str) -> None:  # noqa: F811
+    """Some rows by number, one of them twice: dropped as they are in the whole."""
+    generator = torch.Generator().manual_seed(2)
+    whole = torch.randn(300, width, dtype=torch.float64, generator=generator, requires_grad=True)
+    ids = torch.tensor([299, 0, 7, 7, 128])
+    grad = torch.randn(5, width, dtype=torch.float64, generator=generator)
+    results = []
+    for few in (True, False):
+        if few:
+            y, out = ops.dropout_normalize_add(
+                whole[ids], whole[ids], 0.4, rng(), 3, row_ids=ids
+            )
+        else:
+            y, out = (t[ids] for t in ops.dropout_normalize_add(whole, whole, 0.4, rng(), 3))
+        results.append((y, out, *torch.autograd.grad(((y + out) * grad).sum(), whole)))
+    torch.testing.assert_close(*results, rtol=1e-14, atol=1e-15)
+    with pytest.raises(ValueError, match=r"row_ids has shape \[4\], expected \[5\]"):
+        ops.dropout_normalize_add(grad, None, 0.4, rng(), row_ids=ids[:4])
+    with pytest.raises(TypeError, match=r"row_ids is torch\.int32"):
+        ops.dropout_normalize_add(grad, None, 0.4, rng(), row_ids=ids.int())
+
+
 @pytest.mark.parametrize("shape", [(9, 3), (4, 16), (0, 4)])
 @pytest.mark.parametrize("with_rng", [True, False])
 def test_opcheck(shape: tuple[int, int], with_rng: bool) -> None:
@@ -287,5 +310,9 @@ def test_opcheck(shape: tuple[int, int], with_rng: bool) -> None:
     residual = random_values(shape, torch.float32, 1).requires_grad_()
     torch.library.opcheck(
         torch.ops.kgrec_fast.dropout_normalize_add.default,
-        (x, residual, rng() if with_rng else None, 0.3, 1),
+        (x, residual, rng() if with_rng else None, 0.3, 1, None),
+    )
+    torch.library.opcheck(
+        torch.ops.kgrec_fast.dropout_normalize_add.default,
+        (x, None, rng(), 0.3, 1, torch.arange(shape[0])),
     )

@@ -303,8 +303,8 @@ class Propagation(nn.Module):
         ``row_ids`` are the nodes that the rows belong to, where these are not all of them in order.
         """
         stream, training = dropout_stream(place, hop), rng is not None
-        y, out = ops.dropout_normalize_add(x, total, self.mess_dropout_rate, rng, stream, training)
-        return y, out
+        rate = self.mess_dropout_rate
+        return ops.dropout_normalize_add(x, total, rate, rng, stream, training, row_ids)
 
 
 def _with_edges(graph: RelGraph) -> Tensor:

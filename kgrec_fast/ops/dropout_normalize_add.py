@@ -130,6 +130,8 @@ def dropout_normalize_add(
         )
     if rng is not None:
         rng = rng.contiguous()
+    if row_ids is not None:
+        row_ids = row_ids.contiguous()
     y, out, _ = _dropout_normalize_add(x, residual, rng, p, stream, row_ids)
     return y, y if residual is None else out
 

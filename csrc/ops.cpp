@@ -20,7 +20,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "(Tensor, Tensor, Tensor)");
   m.def(
       "relation_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor value, "
-      "Tensor relation, Tensor out, Tensor lse, Tensor weight, Tensor[] graph, Tensor? row_mask, "
+      "Tensor relation, Tensor? out, Tensor lse, Tensor weight, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask, int num_heads) -> (Tensor, Tensor, Tensor)");
 
   m.def(

@@ -29,10 +29,11 @@ struct AttentionBackwardParams {
   Matrix value, relation;
   Matrix grad_out;                 // acc
   const void* grad_lse = nullptr;  // acc [num_rows, num_heads]
-  const void* out = nullptr;       // acc [num_rows, width]
   const void* weight = nullptr;    // acc [E, num_heads]: a_e
   void* score_grad = nullptr;      // acc [E, num_heads]: ds_e
   void* slot_grad = nullptr;       // acc [num_slots, width], zero
+  void* partial = nullptr;         // acc [2 * num_parts, num_heads]
+  int64_t* partial_row = nullptr;  // [2 * num_parts], -1 where there is no share
 };
 
 }  // namespace kgrec::cpu

@@ -28,7 +28,7 @@ Tensor per_head(
 
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const Tensor& out, const Tensor&, const Tensor& weight,
+    const Tensor& relation, const std::optional<Tensor>&, const Tensor&, const Tensor& weight,
     const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask, int64_t num_heads) {
   AttentionBackwardParams params;
@@ -41,22 +41,19 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   const Tensor q = operand(query, "query", std::max(num_rows, num_cols), query);
   const Tensor v = operand(value, "value", num_cols, query);
   const Tensor r = operand(relation, "relation", params.slots.num_relations, query);
-  const Tensor o = operand(out, "out", num_rows, out);
-  const Tensor g = operand(grad_out, "grad_out", num_rows, out);
+  const Tensor g = operand(grad_out, "grad_out", num_rows, grad_out);
   params.width = q.size(1);
   params.num_heads = num_heads;
   check_heads(num_heads, params.width);
   check_relations(params.row);
   STD_TORCH_CHECK(
-      o.size(1) == params.width && o.is_contiguous() && o.scalar_type() == acc,
-      "out does not fit query");
+      g.size(1) == params.width && g.scalar_type() == acc, "grad_out does not fit query");
   const Tensor gl = per_head(grad_lse, "grad_lse", num_rows, num_heads, acc);
   const Tensor a = per_head(weight, "weight", params.row.num_edges, num_heads, acc);
   params.value = matrix(v);
   params.relation = matrix(r);
   params.grad_out = matrix(g);
   params.grad_lse = gl.const_data_ptr();
-  params.out = o.const_data_ptr();
   params.weight = a.const_data_ptr();
 
   Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
@@ -65,8 +62,17 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   std::optional<Tensor> slot_grad = make_zeros(query, params.slots.num_slots, params.width, acc);
   params.score_grad = score_grad->mutable_data_ptr();
   params.slot_grad = slot_grad->mutable_data_ptr();
+  const int64_t pieces = 2 * params.row.num_parts;
+  Tensor partial = make(query, {pieces, num_heads}, acc);
+  std::vector<int64_t> partial_row(pieces, -1);
+  params.partial = partial.mutable_data_ptr();
+  params.partial_row = partial_row.data();
   parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(attention_score_grads, params, begin, end);
+  });
+  KGREC_ISA_CALL(attention_join_deltas, params);
+  parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(attention_finish_shares, params, begin, end);
   });
 
   AggregateParams sum;

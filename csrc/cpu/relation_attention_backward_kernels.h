@@ -82,6 +82,32 @@ KGREC_INLINE int64_t write_weight_grads(
   return found;
 }
 
+// ds_e = a_e (da_e - delta) of the edges [begin, end) of a row, delta being the sum of a_e da_e
+// over the row (which is dO . O) less dlse.
+template <class S>
+KGREC_INLINE void finish_score_grads(
+    const AttentionBackwardParams& p, int64_t row, int64_t begin, int64_t end, int64_t single,
+    typename S::A* delta, HeadLanes<S>& lanes) {
+  using A = typename S::A;
+  using V = typename S::V;
+  const int heads = lanes.heads;
+  const A* weight = static_cast<const A*>(p.weight) + begin * heads;
+  const A* grad_lse = static_cast<const A*>(p.grad_lse) + row * heads;
+  A* grad = static_cast<A*>(p.score_grad) + begin * heads;
+  for (int k = 0; k < heads; ++k) {
+    delta[k] -= grad_lse[k];
+  }
+  lanes.spread(delta);
+  for_vectors<A>((end - begin) * heads, [&](int64_t i, int n) {
+    const V a = load_n(weight + i, n);
+    store_n(grad + i, a * (load_n(grad + i, n) - load(lanes.at(i))), n);
+  });
+  if (begin <= single && single < end) {
+    // The softmax of one edge is 1 whatever its score.
+    std::copy(grad_lse, grad_lse + heads, grad + (single - begin) * heads);
+  }
+}
+
 template <class S>
 void score_grads_part(
     const AttentionBackwardParams& p, const S& shape, int64_t part, Scratch<S>& scratch,
@@ -89,8 +115,6 @@ void score_grads_part(
   using A = typename S::A;
   using V = typename S::V;
   const int heads = shape.heads;
-  const A* weight = static_cast<const A*>(p.weight);
-  A* score_grad = static_cast<A*>(p.score_grad);
   KeptEdges kept(p.row);
   for_stretches(p.row, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     if (begin == end) {
@@ -98,47 +122,100 @@ void score_grads_part(
     }
     V* memory = scratch.memory;
     typename S::Row grad_key(shape, memory), values(shape, memory);
-    A* const grad = score_grad + begin * heads;
+    A* const grad = static_cast<A*>(p.score_grad) + begin * heads;
     const int64_t found =
         write_weight_grads(p, shape, row, begin, end, grad, grad_key, values, kept);
     spread_kept(p.row, begin, end, heads, found, grad);
-    // ds_e = a_e (da_e - delta), delta = dO . O - dlse
-    const A* out = static_cast<const A*>(p.out) + row * p.width;
-    const A* grad_out = static_cast<const A*>(p.grad_out.data) + row * p.grad_out.stride;
-    const A* grad_lse = static_cast<const A*>(p.grad_lse) + row * heads;
-    for (int k = 0; k < heads; ++k) {
-      V sum{};
-      for (int i = k * shape.head_vectors; i < (k + 1) * shape.head_vectors; ++i) {
-        sum += shape.get(out, i) * shape.get(grad_out, i);
-      }
-      delta[k] = hsum<A>(sum) - grad_lse[k];
-    }
-    lanes.spread(delta);
+    const A* weight = static_cast<const A*>(p.weight) + begin * heads;
+    lanes.fill(0);
     for_vectors<A>((end - begin) * heads, [&](int64_t i, int n) {
-      const V a = load_n(weight + begin * heads + i, n);
-      store_n(grad + i, a * (load_n(grad + i, n) - load(lanes.at(i))), n);
+      A* sum = lanes.at(i);
+      store(sum, load(sum) + load_n(weight + i, n) * load_n(grad + i, n));
     });
-    // The whole row is looked at only where this may be its only edge.
-    const int64_t single = found == 1 || piece >= 0 ? single_edge(p.row, row) : -1;
-    if (begin <= single && single < end) {
-      // The softmax of one edge is 1 whatever its score.
-      std::copy(grad_lse, grad_lse + heads, score_grad + single * heads);
+    lanes.total(delta);
+    if (piece >= 0) {
+      std::copy(delta, delta + heads, static_cast<A*>(p.partial) + piece * heads);
+      p.partial_row[piece] = row;
+      return;
     }
+    const int64_t single = found == 1 ? single_edge(p.row, row) : -1;
+    finish_score_grads(p, row, begin, end, single, delta, lanes);
+  });
+}
+
+// Gives every share of a row that several parts hold the sum over all of them, in their order.
+template <class A>
+void join_deltas(const AttentionBackwardParams& p) {
+  const int64_t pieces = 2 * p.row.num_parts, heads = p.num_heads;
+  A* partial = static_cast<A*>(p.partial);
+  for (int64_t first = 0, last; first < pieces; first = last) {
+    const int64_t row = p.partial_row[first];
+    for (last = first + 1; row >= 0 && last < pieces; ++last) {
+      if (p.partial_row[last] >= 0 && p.partial_row[last] != row) {
+        break;
+      }
+    }
+    for (int64_t k = 0; row >= 0 && k < heads; ++k) {
+      A total = 0;
+      for (int64_t s = first; s < last; ++s) {
+        total += p.partial_row[s] == row ? partial[s * heads + k] : A(0);
+      }
+      for (int64_t s = first; s < last; ++s) {
+        partial[s * heads + k] = total;
+      }
+    }
+  }
+}
+
+template <class S>
+void finish_shares(
+    const AttentionBackwardParams& p, const S& shape, int64_t part, HeadLanes<S>& lanes,
+    typename S::A* delta) {
+  using A = typename S::A;
+  for (int64_t piece = 2 * part; piece < 2 * part + 2; ++piece) {
+    const int64_t row = p.partial_row[piece];
+    if (row >= 0) {
+      const int64_t begin = std::max(p.row.ptr[row], p.row.part_edge[part]);
+      const int64_t end = std::min(p.row.ptr[row + 1], p.row.part_edge[part + 1]);
+      const A* total = static_cast<const A*>(p.partial) + piece * shape.heads;
+      std::copy(total, total + shape.heads, delta);
+      finish_score_grads(p, row, begin, end, single_edge(p.row, row), delta, lanes);
+    }
+  }
+}
+
+// run(shape, lanes, delta) with what parts of the work share.
+template <class F>
+void with_head_lanes(const AttentionBackwardParams& p, F&& run) {
+  for_dtype(p.dtype, [&](auto t) {
+    using A = acc_t<decltype(t)>;
+    with_attention_shape<decltype(t)>(p.width, p.num_heads, [&](const auto& shape) {
+      HeadLanes lanes(shape);
+      std::unique_ptr<A[]> delta(new A[p.num_heads]);
+      run(shape, lanes, delta.get());
+    });
   });
 }
 
 }  // namespace
 
 void attention_score_grads(const AttentionBackwardParams& p, int64_t begin, int64_t end) {
-  for_dtype(p.dtype, [&](auto t) {
-    using A = acc_t<decltype(t)>;
-    with_attention_shape<decltype(t)>(p.width, p.num_heads, [&](const auto& shape) {
-      Scratch scratch(shape, 2);
-      HeadLanes lanes(shape);
-      std::unique_ptr<A[]> delta(new A[p.num_heads]);
-      for (int64_t part = begin; part < end; ++part) {
-        score_grads_part(p, shape, part, scratch, lanes, delta.get());
-      }
-    });
+  with_head_lanes(p, [&](const auto& shape, auto& lanes, auto* delta) {
+    Scratch scratch(shape, 2);
+    for (int64_t part = begin; part < end; ++part) {
+      score_grads_part(p, shape, part, scratch, lanes, delta);
+    }
+  });
+}
+
+void attention_join_deltas(const AttentionBackwardParams& p) {
+  p.dtype == DType::f64 ? join_deltas<double>(p) : join_deltas<float>(p);
+}
+
+void attention_finish_shares(const AttentionBackwardParams& p, int64_t begin, int64_t end) {
+  with_head_lanes(p, [&](const auto& shape, auto& lanes, auto* delta) {
+    for (int64_t part = begin; part < end; ++part) {
+      finish_shares(p, shape, part, lanes, delta);
+    }
   });
 }

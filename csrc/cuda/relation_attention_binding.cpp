@@ -41,9 +41,9 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
 
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const Tensor& out, const Tensor& lse, const Tensor&, const Graph& graph,
-    const std::optional<Tensor>& row_mask, const std::optional<Tensor>& col_mask,
-    int64_t num_heads) {
+    const Tensor& relation, const std::optional<Tensor>& out, const Tensor& lse, const Tensor&,
+    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const std::optional<Tensor>& col_mask, int64_t num_heads) {
   const OnDevice device(query, "query");
   check_masks(row_mask, col_mask);
   AttentionBackwardParams params;
@@ -69,7 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.value = matrix(v);
   params.relation = matrix(r);
   params.grad_out = matrix(g);
-  params.out = kept(out, "out", num_rows * params.width, params.dtype);
+  STD_TORCH_CHECK(out.has_value(), "out is expected as the forward pass made it");
+  params.out = kept(*out, "out", num_rows * params.width, params.dtype);
   params.lse = kept(lse, "lse", num_rows * num_heads, params.dtype);
   params.grad_lse = kept(gl, "grad_lse", num_rows * num_heads, params.dtype);
 

@@ -15,7 +15,11 @@ from torch.autograd.function import once_differentiable
 
 from kgrec_fast.graph import EdgeMask, RelGraph
 from kgrec_fast.ops import _common
-from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
+from kgrec_fast.ops.relation_attention import (
+    output_for_backward,
+    relation_attention,
+    relation_attention_reference,
+)
 from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
 
 
@@ -157,7 +161,7 @@ def attention_and_mean_reference(
 def _attention_backward(
     grad_out: Tensor,
     grad_lse: Tensor | None,
-    saved: tuple[Tensor, ...],
+    saved: tuple[Any, ...],
     masks: tuple[Tensor | None, Tensor | None],
     graph: list[Tensor],
     num_heads: int,
@@ -167,7 +171,7 @@ def _attention_backward(
     if grad_lse is None:
         grad_lse = torch.zeros_like(lse)
     return torch.ops.kgrec_fast.relation_attention_backward(
-        grad_out.to(out.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
+        grad_out.to(lse.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
         num_heads,
     )  # fmt: skip
 
@@ -195,7 +199,7 @@ class _AttentionAndMean(torch.autograd.Function):
         )
         ctx.num_heads = num_heads
         ctx.save_for_backward(
-            query, x, relation, out, lse, edge_weight, weight, inverse_count,
+            query, x, relation, output_for_backward(out), lse, edge_weight, weight, inverse_count,
             row_mask, col_mask, mean_row_mask, mean_col_mask, *graph,
         )  # fmt: skip
         return out.to(x.dtype), mean
@@ -243,7 +247,16 @@ class _ProjectedAttention(torch.autograd.Function):
         )
         ctx.num_heads = num_heads
         ctx.save_for_backward(
-            x, weight, relation, query, out, lse, edge_weight, row_mask, col_mask, *graph
+            x,
+            weight,
+            relation,
+            query,
+            output_for_backward(out),
+            lse,
+            edge_weight,
+            row_mask,
+            col_mask,
+            *graph,
         )
         # The op keeps float32 for half types: backward needs the unrounded sum.
         return out.to(x.dtype), lse

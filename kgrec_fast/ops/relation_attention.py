@@ -114,11 +114,19 @@ def segment_logsumexp(score: Tensor, head: Tensor, num_rows: int) -> Tensor:
     return torch.log(total.masked_fill(empty, 1)) + top
 
 
+def output_for_backward(out: Tensor) -> Tensor | None:
+    """What backward wants of the output: all on CUDA, where delta is dO . O, nothing on the CPU,
+    where it is added up from the weights that are kept.
+    """
+    return out if out.is_cuda else None
+
+
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     query, value, relation, graph, row_mask, col_mask, ctx.num_heads, _ = inputs
     out, lse, weight = output
     ctx.mark_non_differentiable(weight)
-    ctx.save_for_backward(query, value, relation, out, lse, weight, row_mask, col_mask, *graph)
+    kept = output_for_backward(out)
+    ctx.save_for_backward(query, value, relation, kept, lse, weight, row_mask, col_mask, *graph)
 
 
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple:

@@ -252,6 +252,17 @@ class KGRec(EdgeListSampling, nn.Module):
             entities, self.hops, edge_mask, contrast_mask, query
         )
 
+        # First, so that no mean of all nodes is held while the other hops are made.
+        view_kg = items + self.gcn.kg_messages(
+            entities,
+            self.hops,
+            edge_mask=contrast_mask,
+            rng=dropout,
+            first_rows=self.n_items,
+            first=averaged,
+        )
+        del averaged
+
         user_sum, entity_sum = self.gcn.messages(
             users,
             entities,
@@ -289,14 +300,6 @@ class KGRec(EdgeListSampling, nn.Module):
             user_weight=self._user_weight,
             inter_mask=inter.edge_mask(masks.contrast_interactions, "row"),
             rng=dropout,
-        )
-        view_kg = items + self.gcn.kg_messages(
-            entities,
-            self.hops,
-            edge_mask=contrast_mask,
-            rng=dropout,
-            first_rows=self.n_items,
-            first=averaged,
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
         return user_sum, entity_sum, chosen_users, chosen, mae_loss, cl_loss

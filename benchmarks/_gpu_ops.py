@@ -139,6 +139,9 @@ class _Usual:
         message = (value[self.tail] * rel).view(HEAD_SHAPE) * weight.unsqueeze(-1)
         return self.sum(message.view(-1, WIDTH))
 
+    def attention_and_mean(self, x: Tensor, weight: Tensor, relation: Tensor) -> tuple:
+        return self.projected_attention(x, weight, relation), self.relation_mean(x, relation)
+
     def rationale_scores(self, query: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
         product = query[self.head] * query[self.tail] * relation[self.types]
         logit = product.view(HEAD_SHAPE).sum(-1).mean(-1) / math.sqrt(HEAD_SHAPE[2])
@@ -197,6 +200,8 @@ ATTENTION = "E*(2*D*s + 8) + K*D*s + n*D*s + N*(D*s + H*a + 8)"
 ATTENTION_BACKWARD = (
     "E*(4*D*s + 16 + 2*H*a) + (K + L)*D*s + n*(3*D*s + H*a) + N*(D*s + 8) + M*(3*D*s + 8) + R*D*s"
 )
+MEAN = "E*(D*s + 8) + K*D*s + N*(D*s + a + 8)"
+MEAN_BACKWARD = "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + R*D*s"
 
 
 def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
@@ -220,6 +225,14 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s",
         ),
         _op(
+            "attention_and_mean",
+            (nodes, (WIDTH, WIDTH), relation),
+            lambda *x: (*x, graph, HEADS),
+            usual.attention_and_mean,
+            f"{ATTENTION} + 2*N*D*s + D*D*s + {MEAN}",
+            f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s + {MEAN_BACKWARD} + M*D*s + 3*R*D*s",
+        ),
+        _op(
             "rationale_scores",
             (nodes, relation),
             lambda *x: (*x, graph, HEADS),
@@ -240,8 +253,8 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             (nodes, relation),
             lambda *x: (*x, graph),
             usual.relation_mean,
-            "E*(D*s + 8) + K*D*s + N*(D*s + a + 8)",
-            "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + R*D*s",
+            MEAN,
+            MEAN_BACKWARD,
         ),
         _op(
             "weighted_aggregate",

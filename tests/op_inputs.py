@@ -78,6 +78,11 @@ def _edge_scores(case: Case, width: int) -> list[Tensor]:
     return _edge_rows(case, max(1, width // 32))  # as narrow as the heads of an attention
 
 
+def _other(mask: EdgeMask | Tensor | None) -> EdgeMask | Tensor | None:
+    """A second mask, where edges are in the caller's order."""
+    return mask.flip(0) if isinstance(mask, Tensor) else mask
+
+
 def _segment(c: Inputs) -> tuple:
     return c.leaves[0], c.graph.rowptr
 
@@ -115,6 +120,11 @@ OPS = {
         "projected_attention",
         _with_projection,
         lambda c: (*c.leaves, c.graph, c.heads, c.mask, True),
+    ),
+    "attention_and_mean": Op(
+        "attention_and_mean",
+        _with_projection,
+        lambda c: (*c.leaves, c.graph, c.heads, c.mask, _other(c.mask)),
     ),
     "rationale_scores": Op(
         "rationale_scores",

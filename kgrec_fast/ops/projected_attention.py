@@ -127,9 +127,7 @@ def attention_and_mean(
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
     if not _common.wants_grad(x, weight, relation) or not _common.runs_native(x.device):
-        out = projected_attention(
-            x, weight, relation, graph, num_heads, edge_mask, False, query
-        )
+        out = projected_attention(x, weight, relation, graph, num_heads, edge_mask, False, query)
         return out, relation_mean(x, relation, graph, mean_mask)  # type: ignore[return-value]
     _common.check_heads(num_heads, x.size(1))
     masks = (_common.prepare_mask(graph, mask) for mask in (edge_mask, mean_mask))

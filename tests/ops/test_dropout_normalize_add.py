@@ -290,9 +290,7 @@ def test_rows_of_a_larger_matrix(width: int, backend: str) -> None:  # noqa: F81
     results = []
     for few in (True, False):
         if few:
-            y, out = ops.dropout_normalize_add(
-                whole[ids], whole[ids], 0.4, rng(), 3, row_ids=ids
-            )
+            y, out = ops.dropout_normalize_add(whole[ids], whole[ids], 0.4, rng(), 3, row_ids=ids)
         else:
             y, out = (t[ids] for t in ops.dropout_normalize_add(whole, whole, 0.4, rng(), 3))
         results.append((y, out, *torch.autograd.grad(((y + out) * grad).sum(), whole)))

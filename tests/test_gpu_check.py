@@ -248,6 +248,12 @@ BYTES = {
     # 64 users and 3 items; 3 scores of each user there and back; as if 20 were found
     ("topk_items", "forward", 4): 67 * 256 + 64 * (2 * 3 * 4 + 20 * 12),
     ("random_bits", "forward", 4): 3 * 64 * 8,
+    # Relation and rank of an edge, and its flag.
+    ("sample_edges_per_relation", "forward", 4): 4 * (4 + 4 + 1),
+    ("topk_mask", "forward", 2): 4 * (2 + 1),
+    # Two of four flags are set; all edges are hidden, in both halves.
+    ("mask_positions", "forward", 4): 4 + 2 * 8,
+    ("masked_edges", "forward", 4): 4 * (4 + 1) + 8 * (8 + 4),
 }  # fmt: skip
 
 

@@ -282,7 +282,8 @@ def _dropout(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best_items(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.topk(user @ item.T, min(BEST_ITEMS, item.size(0))))
+    values, items = torch.topk(user @ item.T, min(BEST_ITEMS, item.size(0)))
+    return values, items
 
 
 def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:

@@ -135,15 +135,17 @@ def interleave(
     budget: float = 60.0,
     least: int = 3,
     warmup: int = 1,
+    in_a_row: int = 1,
 ) -> list[Timing]:
     """Times callables in turn, A B A B ..., so that a noisy moment strikes all of them.
 
     Args:
         sides: What to time, without arguments.
-        rounds: Calls of each.
+        rounds: How often it is each one's turn.
         budget: No new round begins after so many seconds...
         least: ...once there were so many.
         warmup: Calls of each before, which are not timed.
+        in_a_row: Calls of one side each time, all of them timed.
 
     Returns:
         One timing a side.
@@ -160,9 +162,10 @@ def interleave(
             if done >= least and time.perf_counter() - begin > budget:
                 break
             for side, durations in zip(sides, seconds, strict=True):
-                start = time.perf_counter()
-                side()
-                durations.append(time.perf_counter() - start)
+                for _ in range(in_a_row):
+                    start = time.perf_counter()
+                    side()
+                    durations.append(time.perf_counter() - start)
     finally:
         if collected:
             gc.enable()

@@ -16,123 +16,21 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import cuda_plan
-
-MAX_ID = 2**31 - 1
-# Rows up to this many edges are never cut; longer ones may be shared by several parts.
-MAX_WHOLE_ROW = 2048
-# Work is counted in rows, an edge being as much as four. What one part should hold, how many parts
-# there may be, and what their number is a multiple of, for threads to have as many each.
-EDGE_COST = 4
-PART_COST = 4 * 8192
-MAX_PARTS = 256
-PART_MULTIPLE = 8
-# With many relations there are fewer parts, so that there is at most one slot (see _relation_slots)
-# for this many edges and rows; but not fewer parts than these, for the threads to share.
-SLOT_SHARE = 16
-MIN_PARTS = 8
+from kgrec_fast.graph_build import (
+    MAX_ID,
+    MAX_PARTS,
+    MIN_PARTS,
+    SLOT_SHARE,
+    check_edges,
+    check_ids,
+    partition,
+    pointers,
+    relation_slots,
+    resolve_size,
+    sort_by,
+)
 
 G = TypeVar("G", bound="_Graph")
-
-
-# ---------------------------------------------------------------------------------------------
-# Validation
-
-
-def _check_edges(name: str, index: Tensor, *shape: int | None) -> None:
-    if not isinstance(index, Tensor):
-        raise TypeError(f"{name} is a {type(index).__name__}, expected a torch.Tensor")
-    if index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} has dtype {index.dtype}, expected torch.int64 or torch.int32")
-    wanted = "[" + ", ".join("E" if s is None else str(s) for s in shape) + "]"
-    fits = index.dim() == len(shape) and all(
-        s is None or s == n for s, n in zip(shape, index.shape, strict=True)
-    )
-    if not fits:
-        raise ValueError(f"{name} has shape {list(index.shape)}, expected {wanted}")
-
-
-def _check_ids(name: str, ids: Tensor, size: int, size_name: str) -> None:
-    """All of 0 <= ids < size, or a ValueError that names the first offending position."""
-    if ids.numel() == 0:
-        return
-    low, high = (int(bound) for bound in torch.aminmax(ids))
-    if low >= 0 and high < size:
-        return
-    position = int(((ids < 0) | (ids >= size)).nonzero()[0])
-    raise ValueError(
-        f"{name}[{position}] is {int(ids[position])}, expected 0 <= id < {size} ({size_name})"
-    )
-
-
-def _resolve_size(name: str, size: int | None, ids: Tensor) -> int:
-    """`size`, or one more than the largest id where it is not given."""
-    if size is None:
-        return int(ids.max()) + 1 if ids.numel() else 0
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name} is a {type(size).__name__}, expected an int")
-    if not 0 <= size <= MAX_ID:
-        raise ValueError(f"{name} is {size}, expected 0 <= {name} <= {MAX_ID}")
-    return size
-
-
-# ---------------------------------------------------------------------------------------------
-# Building blocks
-
-
-def _sort_by(major: Tensor, minor: Tensor | None, num_minor: int) -> Tensor:
-    """Stable order of edges by (major, minor): one radix sort of a combined key. int64 [E]."""
-    key = major.long() if minor is None else major.long() * num_minor + minor
-    if key.numel() and int(key.max()) <= MAX_ID:
-        key = key.int()  # half the radix passes
-    return torch.sort(key, stable=True).indices
-
-
-def _pointers(ids: Tensor, size: int) -> Tensor:
-    """Row pointers of sorted `ids`: int64 [size + 1]."""
-    pointers = torch.zeros(size + 1, dtype=torch.int64, device=ids.device)
-    torch.cumsum(torch.bincount(ids, minlength=size), 0, out=pointers[1:])
-    return pointers
-
-
-def _partition(pointers: Tensor, max_parts: int = MAX_PARTS) -> Tensor:
-    """Cuts rows and edges into parts of like cost: int64 [2, P + 1] of (row, edge) boundaries.
-
-    The boundaries depend on the graph alone, so results do not depend on the number of threads. A
-    boundary lies at the start of a row, or, where a row is longer than MAX_WHOLE_ROW, inside it.
-    """
-    num_rows, num_edges = pointers.numel() - 1, int(pointers[-1])
-    cost = num_rows + EDGE_COST * num_edges
-    parts = max(1, min(cost // PART_COST, max_parts))
-    if parts > 1:
-        parts = -(-parts // PART_MULTIPLE) * PART_MULTIPLE
-    rows = torch.arange(num_rows + 1, dtype=torch.int64, device=pointers.device)
-    targets = torch.arange(parts + 1, dtype=torch.int64, device=pointers.device) * cost // parts
-    before = EDGE_COST * pointers + rows
-    row = torch.searchsorted(before, targets, right=True) - 1
-    start = pointers[row]
-    length = pointers[(row + 1).clamp(max=num_rows)] - start
-    inside = torch.minimum((targets - before[row]) // EDGE_COST, length)
-    edge = torch.where(length > MAX_WHOLE_ROW, start + inside, start)
-    return torch.stack([row, edge])
-
-
-def _relation_slots(part: Tensor, rel: Tensor, num_relations: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each part of the work adds up its share of the relation gradients.
-
-    Each pair (part, relation) that occurs owns a *slot*, a row of the workspace. Returns the slot
-    of every edge in row order (int32 [E]), and the slots of each relation in order of the parts as
-    pointers (int64 [R + 1]) and list (int32 [S]): summed in that order the result is repeatable.
-    """
-    parts = part.size(1) - 1
-    sizes = (part[1, 1:] - part[1, :-1]).clamp(min=0)
-    owner = torch.repeat_interleave(torch.arange(parts, device=rel.device), sizes)
-    pair = owner * num_relations + rel
-    present = torch.zeros(parts * num_relations, dtype=torch.bool, device=rel.device)
-    present[pair] = True
-    number = torch.cumsum(present, 0) - 1
-    slot_relation = present.nonzero().flatten() % max(num_relations, 1)
-    order = torch.sort(slot_relation, stable=True).indices
-    return number[pair].int(), _pointers(slot_relation, num_relations), order.int()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -219,14 +117,14 @@ class _Graph:
     def columns(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Column order: (colptr, row, rel, pos, part). Sorted when first asked for, then kept."""
         if self.colptr is None:
-            order = _sort_by(self.col, self.rel if self.rel.numel() else None, self.num_relations)
-            colptr = _pointers(self.col, self.num_cols)
+            order = sort_by(self.col, self.rel if self.rel.numel() else None, self.num_relations)
+            colptr = pointers(self.col, self.num_cols)
             made = {
                 "colptr": colptr,
                 "col_row": self.head[order],
                 "col_rel": self.rel[order] if self.rel.numel() else self.rel,
                 "col_pos": order.int(),
-                "col_part": _partition(colptr),
+                "col_part": partition(colptr),
             }
             self._keep(**made)
             self._plan_on_cuda()
@@ -322,16 +220,16 @@ class _Graph:
 def _build(head: Tensor, tail: Tensor, rel: Tensor | None, sizes: tuple[int, int, int]) -> dict:
     """Row order, parts and slots, from validated ids."""
     num_rows, num_cols, num_relations = sizes
-    order = _sort_by(head, rel, num_relations)
-    rowptr = _pointers(head, num_rows)
+    order = sort_by(head, rel, num_relations)
+    rowptr = pointers(head, num_rows)
     # The workspace of the relation gradients grows with parts times relations.
     most = (head.numel() + num_rows) // (SLOT_SHARE * max(num_relations, 1))
-    part = _partition(rowptr, min(MAX_PARTS, max(MIN_PARTS, most)))
+    part = partition(rowptr, min(MAX_PARTS, max(MIN_PARTS, most)))
     empty = torch.empty(0, dtype=torch.int32, device=head.device)
     slots = (empty, torch.zeros(1, dtype=torch.int64, device=head.device), empty)
     rel = empty if rel is None else rel.int()[order]
     if num_relations:
-        slots = _relation_slots(part, rel, num_relations)
+        slots = relation_slots(part, rel, num_relations)
     return {
         "rowptr": rowptr,
         "head": head.int()[order],
@@ -392,8 +290,8 @@ class RelGraph(_Graph):
             ValueError: a shape or device does not fit, or an id is out of range (the message names
                 the first offending position).
         """
-        _check_edges("edge_index", edge_index, 2, None)
-        _check_edges("edge_type", edge_type, edge_index.size(1))
+        check_edges("edge_index", edge_index, 2, None)
+        check_edges("edge_type", edge_type, edge_index.size(1))
         if edge_type.device != edge_index.device:
             raise ValueError(
                 f"edge_type is on {edge_type.device}, expected {edge_index.device}, as edge_index"
@@ -403,13 +301,13 @@ class RelGraph(_Graph):
         head, tail = edge_index.detach()
         edge_type = edge_type.detach()
         if num_nodes is None and num_rows is None and num_cols is None:
-            num_nodes = _resolve_size("num_nodes", None, edge_index)
-        rows = _resolve_size("num_rows", num_nodes if num_rows is None else num_rows, head)
-        cols = _resolve_size("num_cols", num_nodes if num_cols is None else num_cols, tail)
-        relations = _resolve_size("num_relations", num_relations, edge_type)
-        _check_ids("edge_index[0]", head, rows, "rows")
-        _check_ids("edge_index[1]", tail, cols, "columns")
-        _check_ids("edge_type", edge_type, relations, "relations")
+            num_nodes = resolve_size("num_nodes", None, edge_index)
+        rows = resolve_size("num_rows", num_nodes if num_rows is None else num_rows, head)
+        cols = resolve_size("num_cols", num_nodes if num_cols is None else num_cols, tail)
+        relations = resolve_size("num_relations", num_relations, edge_type)
+        check_ids("edge_index[0]", head, rows, "rows")
+        check_ids("edge_index[1]", tail, cols, "columns")
+        check_ids("edge_type", edge_type, relations, "relations")
         counts = torch.bincount(edge_type, minlength=relations)
         built = _build(head, tail, edge_type, (rows, cols, relations))
         return cls(**built, relation_counts=counts)._plan_on_cuda()
@@ -443,7 +341,7 @@ class RelGraph(_Graph):
         return self.caller_rel, self.caller_rank  # type: ignore[return-value]
 
     def _caller_rank(self, relation: Tensor) -> Tensor:
-        order = _sort_by(relation, None, 0)
+        order = sort_by(relation, None, 0)
         before = self.relation_counts.cumsum(0) - self.relation_counts
         place = torch.arange(self.num_edges, device=self.device) - before[relation[order]]
         return torch.empty_like(order, dtype=torch.int32).index_copy_(0, order, place.int())
@@ -477,7 +375,7 @@ class InteractionGraph(_Graph):
         Raises:
             TypeError, ValueError: as `RelGraph.from_edges`.
         """
-        _check_edges("edge_index", edge_index, 2, None)
+        check_edges("edge_index", edge_index, 2, None)
         if weight is not None:
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 raise TypeError("weight is no floating point tensor, expected one of shape [E]")
@@ -487,10 +385,10 @@ class InteractionGraph(_Graph):
             if weight.device != edge_index.device:
                 raise ValueError(f"weight is on {weight.device}, expected {edge_index.device}")
         user, item = edge_index.detach()
-        users = _resolve_size("num_users", num_users, user)
-        items = _resolve_size("num_items", num_items, item)
-        _check_ids("edge_index[0]", user, users, "users")
-        _check_ids("edge_index[1]", item, items, "items")
+        users = resolve_size("num_users", num_users, user)
+        items = resolve_size("num_items", num_items, item)
+        check_ids("edge_index[0]", user, users, "users")
+        check_ids("edge_index[1]", item, items, "items")
         built = _build(user, item, None, (users, items, 0))
         return cls(**built, weight=weight)._plan_on_cuda()
 
@@ -510,15 +408,15 @@ class InteractionGraph(_Graph):
             items = max(self.num_cols, 1)
             distinct = torch.unique(self.head.long() * items + self.col)
             user, item = distinct // items, distinct % items
-            pointers = _pointers(user, self.num_rows)
-            full = (pointers.diff() >= self.num_cols).nonzero().flatten()
+            ptr = pointers(user, self.num_rows)
+            full = (ptr.diff() >= self.num_cols).nonzero().flatten()
             if full.numel():
                 raise ValueError(
                     f"user {int(full[0])} has touched all {self.num_cols} items, "
                     "expected at least one untouched item for every user"
                 )
-            place = torch.arange(distinct.numel(), device=self.device) - pointers[user]
-            self._keep(touched_ptr=pointers, touched_gap=(item - place).int())
+            place = torch.arange(distinct.numel(), device=self.device) - ptr[user]
+            self._keep(touched_ptr=ptr, touched_gap=(item - place).int())
         return self.touched_ptr, self.touched_gap  # type: ignore[return-value]
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from kgrec_fast import InteractionGraph, RelGraph, cuda_plan
-from kgrec_fast.graph import MAX_ID, MAX_WHOLE_ROW, _Graph
+from kgrec_fast.graph import _Graph
+from kgrec_fast.graph_build import MAX_ID, MAX_WHOLE_ROW
 
 
 def random_graph(num_edges: int = 500, nodes: int = 40, relations: int = 7, seed: int = 0):

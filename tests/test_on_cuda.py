@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kgrec_fast import InteractionGraph, RelGraph, _library, ops
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.ops.random import Stream, random_bits, random_bits_reference
+from kgrec_fast.training.optimizer import make_adam
+from kgrec_fast.training.steps import CapturedStep, PlainStep
 
 sys.path.insert(0, str(Path(__file__).parent / "ops"))
 from graph_helpers import CASES, assert_as_good_as
@@ -495,3 +497,47 @@ def test_training_step_draws_its_own_masks(device: torch.device) -> None:
         losses.append(loss.item())
     assert all(torch.isfinite(p).all() for p in model.parameters())
     assert len(set(losses)) == 3
+
+
+def test_draws_of_a_step_are_those_of_the_cpu(device: torch.device) -> None:
+    """Bit by bit, where they do not depend on scores, whose last digits differ."""
+    model = small_model()
+    rng = torch.tensor(RNG)
+    wanted = model.draw_masks(rng)
+    found = copy.deepcopy(model).to(device).draw_masks(rng.to(device))
+    for name in ("sampled", "kept", "permutation"):
+        assert torch.equal(getattr(found, name).cpu(), getattr(wanted, name)), name
+
+
+def test_a_training_step_never_waits(cuda: torch.device) -> None:
+    model = small_model().to(cuda)
+    optimizer = make_adam(model, 0.01, 0.0)
+    step = PlainStep(model, optimizer, torch.tensor(RNG, device=cuda))
+    batch = batch_on(cuda)
+    del batch["neg_item_id"]
+    step(batch)  # makes what graphs and libraries keep
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
+def test_captured_steps_are_the_plain_ones(cuda: torch.device) -> None:
+    """Batches of different sizes, negatives drawn in the step."""
+    ends = []
+    for captured in (False, True):
+        model = small_model().to(cuda)
+        optimizer, rng = make_adam(model, 0.01, 0.0), torch.tensor((5, 0), device=cuda)
+        step = PlainStep(model, optimizer, rng)
+        if captured:
+            step = CapturedStep(model, optimizer, rng, 64)
+        losses = []
+        for number in range(8):
+            batch = {n: x[: 64 - 5 * (number % 3)] for n, x in batch_on(cuda).items()}
+            del batch["neg_item_id"]
+            losses.append(step(batch))
+        ends.append((torch.stack(losses), *(p.detach() for p in model.parameters())))
+    torch.testing.assert_close(*ends, rtol=1e-3, atol=1e-5)

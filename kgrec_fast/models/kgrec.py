@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
-from kgrec_fast.models._arguments import Batch, batch_ids, check_graphs
+from kgrec_fast.models._arguments import Batch, batch_ids
+from kgrec_fast.models._graphs import check_graphs, compact, weights_of
 from kgrec_fast.models._rows import readers
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler
@@ -118,7 +119,7 @@ class KGRec(EdgeListSampling, nn.Module):
         self.contrast_fn = Contrast(embedding_size, tau=cl_tau)
         self.reset_parameters()
 
-        self.hops, self.interactions = HopGraphs.of(_compact(kg, n_items)), interactions
+        self.hops, self.interactions = HopGraphs.of(compact(kg, n_items)), interactions
         # What a step asks the graphs for is made here: it would have to wait for the device.
         interactions.columns()
         self.kg.columns()
@@ -132,7 +133,7 @@ class KGRec(EdgeListSampling, nn.Module):
             cl_drop,
             published_quirks,
         )
-        edge_weight, user_weight = _weights(interactions)
+        edge_weight, user_weight = weights_of(interactions)
         self.register_buffer("_edge_weight", edge_weight, persistent=False)
         self.register_buffer("_user_weight", user_weight, persistent=False)
         if self.sampler.num_masked < mae_msize or mae_msize == self.sampler.num_sampled:
@@ -448,40 +449,3 @@ class KGRec(EdgeListSampling, nn.Module):
         self.hops, self.interactions = self.hops.to(device), self.interactions.to(device)
         self._cache = None
         return self
-
-
-def _compact(kg: RelGraph, n_items: int) -> RelGraph:
-    """The graph without its last rows, as far as they have no edges and are no items.
-
-    Masks in row order fit both. Number the nodes with edges before those without, and nothing of
-    the latter's size is written in later hops.
-    """
-    rows = max(
-        n_items, int(kg.head[-1]) + 1 if kg.num_edges else 0
-    )  # row order: the last is largest
-    if rows == kg.num_rows:
-        return kg
-    return RelGraph.from_edges(
-        kg.edge_index,
-        kg.edge_type,
-        num_rows=rows,
-        num_cols=kg.num_cols,
-        num_relations=kg.num_relations,
-    )
-
-
-def _weights(interactions: InteractionGraph) -> tuple[Tensor | None, Tensor | None]:
-    """Weights of the interactions: [M] in the caller's order, and in their place [U] where all
-    interactions of a user weigh the same. Without any, 1 / (degree of the user + 1e-7).
-    """
-    weight, degree = interactions.weight, interactions.rowptr.diff()
-    if weight is None:
-        return None, 1 / (degree.to(torch.get_default_dtype()) + 1e-7)
-    by_row = interactions.to_row_order(weight)
-    first = interactions.rowptr[:-1].clamp(max=max(by_row.numel() - 1, 0))
-    per_user = by_row.index_select(0, first) if by_row.numel() else degree.to(weight.dtype)
-    if torch.equal(per_user.index_select(0, interactions.head), by_row) and bool(
-        (by_row > 0).all()
-    ):
-        return None, per_user
-    return weight, None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
-from kgrec_fast.nn._rows import among, rows_or_zero
+from kgrec_fast.nn._rows import among, only_rows, rows_or_zero
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -136,7 +136,7 @@ class Propagation(nn.Module):
                 entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
             if user_ids is not None:
-                user_agg = user_agg.index_select(0, user_ids)
+                user_agg = only_rows(user_agg, user_ids)
             if last and entity_ids is not None:
                 entity_agg = rows_or_zero(entity_agg, entity_ids)
                 if hop > 0 and entity_sum is not None:

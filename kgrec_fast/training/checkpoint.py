@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kgrec_fast.training.config import Config, parse_config
+
 FORMAT_VERSION = 1
 _KEY = "kgrec_fast"
 _MODEL = "model."
@@ -151,3 +153,32 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
+
+
+def check_dataset(checkpoint: Checkpoint, expected: str) -> None:
+    """Raises CheckpointError if a checkpoint was made on other data than those of a fingerprint."""
+    if checkpoint.metadata.get("dataset_fingerprint") != expected:
+        raise CheckpointError(
+            f"{checkpoint.path}: was trained on other data than those read now, expected the same "
+            "files and the same dataset settings"
+        )
+
+
+def check_config(checkpoint: Checkpoint, config: Config) -> None:
+    """Raises CheckpointError if a run would be continued with other settings than it was begun.
+
+    The number of epochs and of threads may change, how steps are run, and where the data lie.
+    """
+    # What was not there yet when the run was begun had its default.
+    given = parse_config(checkpoint.metadata["config"]).model_dump(mode="json")
+    expected = config.model_dump(mode="json")
+    free = {"dataset.name", "training.epochs", "training.threads", "training.cuda_graph"}
+    for section, fields in expected.items():
+        for field_name, value in fields.items():
+            was = given.get(section, {}).get(field_name)
+            name = f"{section}.{field_name}"
+            if name not in free and was != value:
+                raise CheckpointError(
+                    f"{name}: got {value!r}, expected {was!r}, with which {checkpoint.path} was "
+                    "made: a resumed run keeps its settings"
+                )

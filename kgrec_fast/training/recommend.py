@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kgrec_fast.training.build import build_model, fingerprint, read_dataset
-from kgrec_fast.training.checkpoint import load_checkpoint, load_model
+from kgrec_fast.training.checkpoint import check_dataset, load_checkpoint, load_model
 from kgrec_fast.training.evaluation import UserItems, finite_embeddings, rank_block
 from kgrec_fast.training.run_folder import RunFolder
-from kgrec_fast.training.trainer import check_dataset
 
 if TYPE_CHECKING:
     from kgrec_fast.data.dataset import KGDataset

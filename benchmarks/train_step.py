@@ -105,11 +105,11 @@ def make_step(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callabl
     def step() -> float:
         nonlocal made
         batch = batches[made % len(batches)]
+        optimizer.zero_grad(set_to_none=True)
         if isinstance(model, KGRec):
             loss = model.training_step(batch, rng)
         else:
             loss = model.calculate_loss(batch)  # type: ignore[operator]
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         rng.add_(one)

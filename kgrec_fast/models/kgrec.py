@@ -15,11 +15,10 @@ from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids
 from kgrec_fast.models._graphs import check_graphs, compact, weights_of
-from kgrec_fast.models._rows import readers
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
-from kgrec_fast.nn._rows import rows_or_zero
+from kgrec_fast.nn._rows import readers, rows_or_zero
 from kgrec_fast.nn._streams import draw_rng
 
 

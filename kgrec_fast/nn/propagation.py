@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
-from kgrec_fast.nn._rows import among, only_rows, rows_or_zero
+from kgrec_fast.nn._rows import among, in_range, only_rows, readers, rows_or_zero
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -123,6 +123,13 @@ class Propagation(nn.Module):
                 outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
                 edge_mask = hops.later_mask(edge_mask)
                 graph = hops.first if hops.later is None else hops.later
+            if last and entity_ids is not None and hop > 0:
+                if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
+                    rows = entity_emb.shape[0]
+                    few, _, entity_emb = readers(entity_emb, entity_ids.clamp(max=rows - 1))
+                    entity_sum = few * in_range(entity_ids, rows, few.dtype)
+                elif entity_sum is not None:
+                    entity_sum = rows_or_zero(entity_sum, entity_ids)
             if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
                 query = None
@@ -139,8 +146,6 @@ class Propagation(nn.Module):
                 user_agg = only_rows(user_agg, user_ids)
             if last and entity_ids is not None:
                 entity_agg = rows_or_zero(entity_agg, entity_ids)
-                if hop > 0 and entity_sum is not None:
-                    entity_sum = rows_or_zero(entity_sum, entity_ids)
             ids = entity_ids if last else None
             entity_emb, entity_sum = self._finish(
                 entity_agg, entity_sum, rng, "rec/entity", hop, ids

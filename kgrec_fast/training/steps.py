@@ -39,13 +39,13 @@ class PlainStep:
             batch: what the model takes.
             check: called with the loss before that reaches the weights; it may raise.
         """
+        self.optimizer.zero_grad(set_to_none=True)  # first: a step then holds one set of gradients
         if self._counts:
             loss = self.model.training_step(batch, self.rng)
         else:
             loss = self.model.calculate_loss(batch)
         if check is not None:
             check(loss.detach())
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.rng += self._one

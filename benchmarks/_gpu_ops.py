@@ -7,20 +7,19 @@ that edge. What is read or written once a row, a run or a relation is counted as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import baselines
-from kgrec_fast import ops
+from benchmarks._gpu_draws import draws
+from benchmarks._measured_op import MeasuredOp, measured
 from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.reference import EdgeFunctions
-from kgrec_fast.ops.random import random_bits, random_bits_reference
 
 WIDTH, HEADS = 64, 2
 HEAD_SHAPE = (-1, HEADS, WIDTH // HEADS)
@@ -28,7 +27,6 @@ DROPOUT = 0.1
 L2_WEIGHT = 1e-5
 SLOTS = 512  # masked edges of a step
 RANKED_USERS, BEST_ITEMS = 64, 20
-SCATTERED = "torch_scatter+pyg"
 REFERENCE = "reference ops (torch)"
 
 LEGEND = {
@@ -76,33 +74,6 @@ def least_bytes(formula: str, names: Mapping[str, int]) -> int:
     return int(eval(formula, {"__builtins__": {}}, dict(names)))
 
 
-Call = Callable[..., Any]
-Shapes = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True)
-class MeasuredOp:
-    """An op, called with its leaves alone.
-
-    Attributes:
-        name: For the report.
-        leaves: Shapes of the floating operands.
-        ours, reference: The op and its plain PyTorch reference.
-        usual: What is usually done instead, the baseline.
-        baseline: The name of `usual`.
-        forward, backward: Formulas of the least bytes; no backward where there is no gradient.
-    """
-
-    name: str
-    leaves: Shapes
-    ours: Call
-    reference: Call
-    usual: Call
-    baseline: str
-    forward: str
-    backward: str | None = None
-
-
 def measured_ops(graph: RelGraph, functions: EdgeFunctions | None) -> list[MeasuredOp]:
     """Every op on a graph with as many rows as columns, D = 64 and two heads.
 
@@ -114,7 +85,7 @@ def measured_ops(graph: RelGraph, functions: EdgeFunctions | None) -> list[Measu
     found = [*_on_graphs(graph, usual), *_on_rows(graph, usual)]
     if functions is None:
         found = [replace(op, usual=op.reference, baseline=REFERENCE) for op in found]
-    return [*found, *_on_nodes(graph), *_losses(graph)]
+    return [*found, *_on_nodes(graph), *_losses(graph), *draws(graph)]
 
 
 class _Usual:
@@ -138,6 +109,9 @@ class _Usual:
         weight = self.softmax(score / math.sqrt(HEAD_SHAPE[2]))
         message = (value[self.tail] * rel).view(HEAD_SHAPE) * weight.unsqueeze(-1)
         return self.sum(message.view(-1, WIDTH))
+
+    def attention_and_mean(self, x: Tensor, weight: Tensor, relation: Tensor) -> tuple:
+        return self.projected_attention(x, weight, relation), self.relation_mean(x, relation)
 
     def rationale_scores(self, query: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
         product = query[self.head] * query[self.tail] * relation[self.types]
@@ -171,39 +145,19 @@ class _Usual:
         return self.functions.softmax(src, index, num_nodes=self.rows)
 
 
-def _op(
-    name: str,
-    leaves: Shapes,
-    arguments: Callable[..., tuple],
-    usual: Call,
-    forward: str,
-    backward: str | None = None,
-    *,
-    function: str | None = None,
-    baseline: str = SCATTERED,
-    **named: Any,
-) -> MeasuredOp:
-    """An op of `kgrec_fast.ops`, `function` where it has not the name for the report."""
-
-    def calling(suffix: str) -> Call:
-        op = getattr(ops, (function or name) + suffix)
-        return lambda *x: op(*arguments(*x), **named)
-
-    ours, reference = calling(""), calling("_reference")
-    return MeasuredOp(name, leaves, ours, reference, usual, baseline, forward, backward)
-
-
 ATTENTION = "E*(2*D*s + 8) + K*D*s + n*D*s + N*(D*s + H*a + 8)"
 ATTENTION_BACKWARD = (
     "E*(4*D*s + 16 + 2*H*a) + (K + L)*D*s + n*(3*D*s + H*a) + N*(D*s + 8) + M*(3*D*s + 8) + R*D*s"
 )
+MEAN = "E*(D*s + 8) + K*D*s + N*(D*s + a + 8)"
+MEAN_BACKWARD = "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + R*D*s"
 
 
 def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
     nodes, relation = (graph.num_rows, WIDTH), (graph.num_relations, WIDTH)
     edges = (graph.num_edges,)
     return [
-        _op(
+        measured(
             "relation_attention",
             (nodes, nodes, relation),
             lambda *x: (*x, graph, HEADS),
@@ -211,7 +165,7 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             ATTENTION,
             ATTENTION_BACKWARD,
         ),
-        _op(
+        measured(
             "projected_attention",
             (nodes, (WIDTH, WIDTH), relation),
             lambda *x: (*x, graph, HEADS),
@@ -219,7 +173,15 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             f"{ATTENTION} + 2*N*D*s + D*D*s",
             f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s",
         ),
-        _op(
+        measured(
+            "attention_and_mean",
+            (nodes, (WIDTH, WIDTH), relation),
+            lambda *x: (*x, graph, HEADS),
+            usual.attention_and_mean,
+            f"{ATTENTION} + 2*N*D*s + D*D*s + {MEAN}",
+            f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s + {MEAN_BACKWARD} + M*D*s + 3*R*D*s",
+        ),
+        measured(
             "rationale_scores",
             (nodes, relation),
             lambda *x: (*x, graph, HEADS),
@@ -227,7 +189,7 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             "E*(D*s + 8 + 2*a) + K*D*s + n*D*s + N*8",
             edge_order="row",
         ),
-        _op(
+        measured(
             "edge_score_means",
             (edges,),
             lambda x: (x, graph),
@@ -235,15 +197,15 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             "E*(4 + s) + M*(8 + s)",
             edge_order="row",
         ),
-        _op(
+        measured(
             "relation_mean",
             (nodes, relation),
             lambda *x: (*x, graph),
             usual.relation_mean,
-            "E*(D*s + 8) + K*D*s + N*(D*s + a + 8)",
-            "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + R*D*s",
+            MEAN,
+            MEAN_BACKWARD,
         ),
-        _op(
+        measured(
             "weighted_aggregate",
             (nodes, edges),
             lambda *x: (*x, graph),
@@ -251,7 +213,7 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             "E*(D*s + 4 + a) + N*(D*s + 8)",
             "E*(2*D*s + 12 + 2*a) + n*D*s + N*8 + M*(D*s + 8)",
         ),
-        _op(
+        measured(
             "weighted_aggregate, transposed",
             (nodes, edges),
             lambda *x: (*x, graph, True),
@@ -276,7 +238,7 @@ def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
     for kind in ("sum", "mean"):
         by_hand = getattr(usual, kind)
         found += [
-            _op(
+            measured(
                 f"segment_{kind}",
                 wide,
                 lambda x: (x, graph.rowptr),
@@ -284,7 +246,7 @@ def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
                 f"{summed} + N*8",
                 f"{summed} + N*8",
             ),
-            _op(
+            measured(
                 f"scatter_{kind}",
                 wide,
                 lambda x: (x, index, 0, None, rows),
@@ -295,7 +257,7 @@ def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
         ]
     return [
         *found,
-        _op(
+        measured(
             "segment_softmax",
             narrow,
             lambda x: (x, graph.rowptr),
@@ -303,7 +265,7 @@ def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             "2*E*H*s + N*8",
             "3*E*H*s + N*8",
         ),
-        _op(
+        measured(
             "scatter_softmax",
             narrow,
             lambda x: (x, index, None, rows),
@@ -326,10 +288,10 @@ def _best_items(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
 
 def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
     """What looks at no edge; torch has something of its own for it."""
-    nodes, count = (graph.num_rows, WIDTH), graph.num_rows * WIDTH
+    nodes = (graph.num_rows, WIDTH)
     rng = torch.tensor([20, 26], device=graph.device)
     return [
-        _op(
+        measured(
             "dropout_normalize_add",
             (nodes, nodes),
             lambda *x: (*x, DROPOUT, rng),
@@ -338,22 +300,13 @@ def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
             "4*N*D*s + N*a",
             baseline="torch: dropout, normalize, add",
         ),
-        _op(
+        measured(
             "topk_items",
             ((RANKED_USERS, WIDTH), nodes),
             lambda *x: (*x, BEST_ITEMS),
             _best_items,
             f"({RANKED_USERS} + N)*D*s + {RANKED_USERS}*(2*N*a + {BEST_ITEMS}*(a + 8))",
             baseline="product and topk of torch",
-        ),
-        MeasuredOp(
-            "random_bits",
-            (),
-            lambda: random_bits(rng, 0, count),
-            lambda: random_bits_reference(rng, 0, count),
-            lambda: torch.randint(2**32, (count,), device=graph.device),
-            "torch: randint",
-            "8*N*D",
         ),
     ]
 
@@ -380,7 +333,7 @@ def _losses(graph: RelGraph) -> list[MeasuredOp]:
     ids = torch.arange(SLOTS, device=graph.device) % graph.num_relations
     published = "published form (torch)"
     return [
-        _op(
+        measured(
             "contrast_loss",
             (nodes, nodes),
             lambda *x: (*x, permutation, 1.0),
@@ -389,7 +342,7 @@ def _losses(graph: RelGraph) -> list[MeasuredOp]:
             "8*N*D*s + N*(26*a + 12)",
             baseline=published,
         ),
-        _op(
+        measured(
             "bpr_loss",
             (nodes, nodes, nodes),
             lambda *x: (*x, L2_WEIGHT),
@@ -398,7 +351,7 @@ def _losses(graph: RelGraph) -> list[MeasuredOp]:
             "6*N*D*s + N*a",
             baseline=published,
         ),
-        _op(
+        measured(
             "reconstruction_loss",
             (slots, slots, relation),
             lambda *x: (*x, ids),

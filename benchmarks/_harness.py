@@ -193,9 +193,9 @@ def check_close(
     if ours.shape != theirs.shape or not bool(torch.isfinite(ours).all()):
         raise MismatchError(f"{what}: shape {list(ours.shape)} or values are not as expected")
     ours, theirs = ours.detach(), theirs.detach()
-    exact = theirs if oracle is None else oracle.detach()
+    exact = (theirs if oracle is None else oracle.detach()).double()
     scale = max(float(exact.abs().max()), 1e-30)
-    error = float((ours.double() - exact.double()).abs().max()) / scale
+    error = float((ours.double() - exact).abs().max()) / scale
     allowed = tolerance
     if oracle is not None:
         allowed = 2 * float((theirs.double() - exact).abs().max()) / scale + 1e-6

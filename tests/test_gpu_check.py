@@ -223,6 +223,16 @@ BYTES = {
         4 * (512 + 8) + 3 * 256 + 2 * (768 + 8) + 3 * (256 + 8)
         + 4 * (512 + 8 + 16) + 4 * 256 + 3 * (3 * 256 + 8) + 2 * 256
     ),
+    # Attention's. dQ and X are read for dW, dQ and dX for dX, which is written; W and dW.
+    # The mean's: two rows by edge and 20 bytes besides, Rel by run of a column, dO of 2 rows;
+    # dX is read and written. Two gradients of relations are read, their sum is written.
+    ("attention_and_mean", "backward", 4): (
+        4 * (512 + 8) + 3 * 256 + 2 * (768 + 8) + 3 * (256 + 8)
+        + 4 * (512 + 8 + 16) + 4 * 256 + 3 * (3 * 256 + 8) + 2 * 256
+        + 3 * 5 * 256 + 2 * 64 * 256
+        + 4 * (512 + 4 + 16) + 4 * 256 + 2 * (256 + 4) + 3 * 8 + 3 * (2 * 256 + 8) + 2 * 256
+        + 3 * 2 * 256
+    ),
     ("rationale_scores", "forward", 4): 4 * (256 + 8 + 8) + 3 * 256 + 2 * 256 + 3 * 8,
     ("edge_score_means", "forward", 4): 4 * (4 + 4) + 3 * (8 + 4),
     ("relation_mean", "forward", 2): 4 * (128 + 8) + 3 * 128 + 3 * (128 + 4 + 8),
@@ -238,6 +248,12 @@ BYTES = {
     # 64 users and 3 items; 3 scores of each user there and back; as if 20 were found
     ("topk_items", "forward", 4): 67 * 256 + 64 * (2 * 3 * 4 + 20 * 12),
     ("random_bits", "forward", 4): 3 * 64 * 8,
+    # Relation and rank of an edge, and its flag.
+    ("sample_edges_per_relation", "forward", 4): 4 * (4 + 4 + 1),
+    ("topk_mask", "forward", 2): 4 * (2 + 1),
+    # Two of four flags are set; all edges are hidden, in both halves.
+    ("mask_positions", "forward", 4): 4 + 2 * 8,
+    ("masked_edges", "forward", 4): 4 * (4 + 1) + 8 * (8 + 4),
 }  # fmt: skip
 
 

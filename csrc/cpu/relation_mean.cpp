@@ -49,6 +49,7 @@ std::tuple<Tensor, Tensor> gradients(
   params.source_scale = inverse_count.const_data_ptr();
   Tensor grad_x = onto ? *onto : make(x, {source.size(0), params.width}, x.scalar_type());
   if (onto) {
+    STD_TORCH_CHECK(grad_x.scalar_type() == x.scalar_type(), "grad_x is not in the dtype of x");
     params.addend = kept(grad_x, "grad_x", source.size(0) * params.width, params.dtype);
     params.addend_rows = params.order.num_rows;
   }

@@ -9,7 +9,8 @@
 namespace kgrec::cuda {
 
 // "acc" is the type values are added up in: double for double, else float. For each row,
-//   out = scale * row_scale * sum over edges of relation[rel] * (weight * source_scale * x[idx]) + addend
+//   out = addend + scale * row_scale *
+//       sum over edges of relation[rel] * (weight * source_scale * x[idx])
 struct AggregateParams {
   OrderView order;
   RowPlan plan;

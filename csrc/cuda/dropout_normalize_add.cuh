@@ -143,6 +143,7 @@ KGREC_DEVICE void forward_row(
   }
   const Norm<A> norm = norm_of(squares, any, kWarp, lanes.mask);
   const A inverse = A(1) / norm.divisor;
+#pragma unroll 1  // the words of several elements at once do not fit the registers
   for (int64_t col = lanes.lane; col < p.width; col += kWarp) {
     const A message = keep.one(widen(load(x + col)) * scale, drawn + col);
     const T y = narrow<T>(message * inverse);

@@ -34,12 +34,14 @@ def aggregate(
     mean: bool = False,
     scale: float = 1.0,
     wide_out: bool = False,
+    onto: Tensor | None = None,
     **operands_and_how: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """out and the inverse counts (of `mean`)."""
+    """out (`onto`, where that is given) and the inverse counts (of `mean`)."""
     rows = graph.num_cols if transpose else graph.num_rows
     arguments = column_arguments if transpose else row_arguments
     out = torch.full((rows, x.size(1)), math.nan, dtype=sums(dtype) if wide_out else dtype)
+    out = out if onto is None else onto
     inverse = torch.full((rows,), math.nan, dtype=sums(dtype)) if mean else None
     edges = arguments(graph, mask, relations=True)
     run(
@@ -194,6 +196,24 @@ def test_results_in_the_type_of_sums(dtype: torch.dtype, width: int) -> None:
     out, _ = aggregate(graph, x, dtype, wide_out=True, **given)
     assert out.dtype == sums(dtype)
     check(out, *exact_aggregate(graph, x, **given), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("width", [64, 7])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_adds_in_place(transpose: bool, width: int, dtype: torch.dtype) -> None:
+    """The bits of an addend apart; what lies behind it is left alone."""
+    graph, mask = BINS.build(), random_mask(BINS)
+    rows = graph.num_cols if transpose else graph.num_rows
+    x, there = values((110, width), dtype, 1), values((rows + 2, width), dtype, 8)
+    given = everything(graph, dtype, transpose, width) | {"addend": there[:rows].clone()}
+    expected, _ = aggregate(graph, x, dtype, mask, **given)
+    for order, seed in ORDERS:
+        onto = there.clone()
+        how = {"order": order, "seed": seed, "max_blocks": seed % 3}
+        aggregate(graph, x, dtype, mask, onto=onto, **given | {"addend": onto[:rows]}, **how)
+        assert same_bits(onto[:rows], expected)
+        assert same_bits(onto[rows:], there[rows:])
 
 
 @pytest.mark.parametrize("begin", [3, 8])

@@ -15,7 +15,7 @@ FORBIDDEN = re.compile(
     r"cu(da)?(Device|Stream|Event|Ctx|Thread)Synchronize|cudaEventQuery|cudaStreamQuery"
     r"|cu(da)?Mem(cpy|Alloc|AllocHost|Free|Prefetch)\w*|cudaMemset|cudaMalloc\w*|cudaFree\w*|cudaHost\w+"
     r"|cudaLaunchHostFunc|cudaStreamAddCallback"
-    r"|aoti_torch_item\w*|_local_scalar_dense|(?<=\.)item|nonzero|masked_select|synchronize"
+    r"|aoti_torch_item\w*|_local_scalar_dense|(?<=\.)item(?=(<[\w:]+>)?\()|nonzero|masked_select|synchronize"
     r"|cooperative_groups|cudaLaunchCooperativeKernel|grid_group|__nanosleep"
     r")\s*[(<:]"
 )
@@ -45,3 +45,8 @@ def test_nothing_waits(path: Path) -> None:
 def test_the_pattern_finds_them(line: str) -> None:
     assert FORBIDDEN.search(without_comments(line))
     assert not FORBIDDEN.search(without_comments(f"// {line}"))
+
+
+def test_a_comparison_is_no_call() -> None:
+    assert FORBIDDEN.search("a.key == b.key && a.item < b.item") is None
+    assert FORBIDDEN.search("a.item() < b")

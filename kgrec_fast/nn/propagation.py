@@ -186,6 +186,7 @@ class Propagation(nn.Module):
                 # A factor that a user's interactions share is gone with normalisation.
                 user_agg = ops.weighted_aggregate(item_emb, weight, inter, edge_mask=inter_mask)
                 user_emb, _ = self._finish(user_agg, None, rng, "ui/user", hop)
+                del user_agg  # a matrix of all users
             item_emb, item_res = self._finish(item_agg, item_res, rng, "ui/item", hop)
         return item_res
 

@@ -270,8 +270,8 @@ def _arguments() -> argparse.ArgumentParser:
     result.add_argument(
         "--data",
         nargs="+",
-        default=["ml-100k", "alibaba-fashion", "news"],
-        help="alibaba-fashion, news, and names or folders of `kgrec-fast train`",
+        default=["ml-100k", *_step_data.SIZES],
+        help=f"{', '.join(_step_data.SIZES)}, and names or folders of `kgrec-fast train`",
     )
     names = ", ".join(baselines.BASELINES)
     result.add_argument("--baseline", default="auto", help=f"auto, {names}")

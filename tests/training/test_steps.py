@@ -89,7 +89,9 @@ def test_padded() -> None:
 # -- where steps cannot be captured ----------------------------------------------------------------
 
 
-def test_says_why_steps_are_not_captured(tmp_path: Path, dataset: KGDataset) -> None:
+def test_says_why_steps_are_not_captured(
+    tmp_path: Path, dataset: KGDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config, notes = kgrec_config(epochs=1), Notes()
     model = build_model(dataset, config)
     trainer = Trainer(model, dataset, config, tmp_path / "run", notes, cuda_graph=True)
@@ -104,8 +106,10 @@ def test_says_why_steps_are_not_captured(tmp_path: Path, dataset: KGDataset) -> 
 
     cuda = torch.device("cuda")
     assert "no training_step" in str(steps.why_not_captured(fresh_model(dataset), cuda))
-    if not torch.cuda.is_available():
-        assert "kernels are not loaded" in str(steps.why_not_captured(model, cuda))
+    for there in (False, True):
+        monkeypatch.setattr("kgrec_fast._library.is_native", lambda device, there=there: there)
+        reason = steps.why_not_captured(model, cuda)
+        assert reason is None if there else "kernels are not loaded" in str(reason)
 
 
 # -- captured, with a stand-in: what is recorded is a function, and replaying calls it -----

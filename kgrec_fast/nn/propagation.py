@@ -123,16 +123,18 @@ class Propagation(nn.Module):
                 outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
                 edge_mask = hops.later_mask(edge_mask)
                 graph = hops.first if hops.later is None else hops.later
-            if last and entity_ids is not None and hop > 0:
-                if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
-                    rows = entity_emb.shape[0]
-                    few, _, entity_emb = readers(entity_emb, entity_ids.clamp(max=rows - 1))
-                    entity_sum = few * in_range(entity_ids, rows, few.dtype)
-                elif entity_sum is not None:
-                    entity_sum = rows_or_zero(entity_sum, entity_ids)
             if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
                 query = None
+            if last and entity_ids is not None and hop > 0:
+                if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
+                    rows, count = entity_emb.shape[0], inter.num_cols
+                    few, items, entity_emb = readers(
+                        entity_emb, entity_ids.clamp(max=rows - 1), count
+                    )
+                    entity_sum = few * in_range(entity_ids, rows, few.dtype)
+                elif entity_sum is not None:
+                    entity_sum = rows_or_zero(entity_sum, entity_ids)
             if last and entity_ids is not None:
                 wanted = among(entity_ids, max(hops.first.num_cols, graph.num_cols))
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)

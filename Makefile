@@ -60,7 +60,7 @@ compat: $(VENV)/.installed $(VENV)/.data
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
 	  --force-reinstall build/compat/*.whl
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps recbole==1.2.1
-	mkdir -p build/compat/run && cp -r tests csrc pyproject.toml build/compat/run/
+	mkdir -p build/compat/run && cp -r tests csrc benchmarks pyproject.toml build/compat/run/
 	cd build/compat/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest tests/ops tests/nn tests/models tests/test_graph.py
 
 $(VENV)/.lint: | $(BIN)/python

@@ -46,9 +46,8 @@ def compact(kg: RelGraph, n_items: int) -> RelGraph:
     Masks in row order fit both. Number the nodes with edges before those without, and nothing of
     the latter's size is written in later hops.
     """
-    rows = max(
-        n_items, int(kg.head[-1]) + 1 if kg.num_edges else 0
-    )  # row order: the last is largest
+    last = int(kg.head[-1]) if kg.num_edges else -1  # row order: the largest head
+    rows = max(n_items, last + 1)
     if rows == kg.num_rows:
         return kg
     return RelGraph.from_edges(

@@ -118,7 +118,7 @@ class Propagation(nn.Module):
         if user_ids is not None:  # no hop reads the users of the one before
             inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
         for hop in range(self.n_hops):
-            last = hop == self.n_hops - 1
+            ids = entity_ids if hop == self.n_hops - 1 else None
             if hop == 1:
                 outer = hops.count_outer(edge_mask, accumulate_dtype(entity_emb.dtype))
                 edge_mask = hops.later_mask(edge_mask)
@@ -126,17 +126,15 @@ class Propagation(nn.Module):
             if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
                 query = None
-            if last and entity_ids is not None and hop > 0:
+            if ids is not None and hop > 0:
                 if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
                     rows, count = entity_emb.shape[0], inter.num_cols
-                    few, items, entity_emb = readers(
-                        entity_emb, entity_ids.clamp(max=rows - 1), count
-                    )
-                    entity_sum = few * in_range(entity_ids, rows, few.dtype)
+                    few, items, entity_emb = readers(entity_emb, ids.clamp(max=rows - 1), count)
+                    entity_sum = few * in_range(ids, rows, few.dtype)
                 elif entity_sum is not None:
-                    entity_sum = rows_or_zero(entity_sum, entity_ids)
-            if last and entity_ids is not None:
-                wanted = among(entity_ids, max(hops.first.num_cols, graph.num_cols))
+                    entity_sum = rows_or_zero(entity_sum, ids)
+            if ids is not None:
+                wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
             active = hops.active if hop > 0 else None
             if hop == 0 and first is not None:
@@ -146,9 +144,8 @@ class Propagation(nn.Module):
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
             if user_ids is not None:
                 user_agg = only_rows(user_agg, user_ids)
-            if last and entity_ids is not None:
-                entity_agg = rows_or_zero(entity_agg, entity_ids)
-            ids = entity_ids if last else None
+            if ids is not None:
+                entity_agg = rows_or_zero(entity_agg, ids)
             entity_emb, entity_sum = self._finish(
                 entity_agg, entity_sum, rng, "rec/entity", hop, ids
             )

@@ -176,6 +176,17 @@ def _attention_backward(
     )  # fmt: skip
 
 
+def _project_back(
+    ctx: Any, x: Tensor, weight: Tensor, grad_query: Tensor, grad_x: Tensor
+) -> Tensor | None:
+    """Adds what ``query = x @ weight`` gives to the gradient of x; returns that of weight."""
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    grad_weight = x.t() @ grad_query if needs_weight else None
+    if needs_x:
+        grad_x.addmm_(grad_query, weight.t())
+    return grad_weight
+
+
 class _AttentionAndMean(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -223,9 +234,7 @@ class _AttentionAndMean(torch.autograd.Function):
                 grad_mean, x, relation, inverse_count, graph, *mean_masks
             )
             grad_x += more_x
-        grad_weight = x.t() @ grad_query if ctx.needs_input_grad[1] else None
-        if ctx.needs_input_grad[0]:
-            grad_x.addmm_(grad_query, weight.t())
+        grad_weight = _project_back(ctx, x, weight, grad_query, grad_x)
         return grad_x, grad_weight, grad_relation + more_relation, *[None] * (6 + len(graph))
 
 
@@ -247,36 +256,19 @@ class _ProjectedAttention(torch.autograd.Function):
         )
         ctx.num_heads = num_heads
         ctx.save_for_backward(
-            x,
-            weight,
-            relation,
-            query,
-            output_for_backward(out),
-            lse,
-            edge_weight,
-            row_mask,
-            col_mask,
-            *graph,
-        )
+            query, x, relation, output_for_backward(out), lse, edge_weight, weight,
+            row_mask, col_mask, *graph,
+        )  # fmt: skip
         # The op keeps float32 for half types: backward needs the unrounded sum.
         return out.to(x.dtype), lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, relation, query, out, lse, edge_weight, row_mask, col_mask, *graph = (
-            ctx.saved_tensors
-        )
+        saved, weight = ctx.saved_tensors[:6], ctx.saved_tensors[6]
+        masks, graph = ctx.saved_tensors[7:9], list(ctx.saved_tensors[9:])
         grad_query, grad_x, grad_relation = _attention_backward(
-            grad_out,
-            grad_lse,
-            (query, x, relation, out, lse, edge_weight),
-            (row_mask, col_mask),
-            graph,
-            ctx.num_heads,
+            grad_out, grad_lse, saved, masks, graph, ctx.num_heads
         )
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        grad_weight = x.t() @ grad_query if needs_weight else None
-        if needs_x:
-            grad_x.addmm_(grad_query, weight.t())
+        grad_weight = _project_back(ctx, saved[1], weight, grad_query, grad_x)
         return grad_x, grad_weight, grad_relation, *[None] * (4 + len(graph))

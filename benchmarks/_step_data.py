@@ -37,23 +37,40 @@ def load(name: str, quick: bool = False) -> KGDataset:
             return load_dataset(name, recbole_items=True)
     graph, n_users, n_items, count = SIZES[name]
     edges, origin = load_graph(graph)
+    n_entities = max(edges.num_nodes, n_items)
+    edge_index = edges.edge_index
+    if "generated" in origin:
+        edge_index = heads_first(edge_index, n_items, n_entities)
     train = interactions(n_users, n_items, count)
     return KGDataset(
         n_users=n_users,
         n_items=n_items,
-        n_entities=max(edges.num_nodes, n_items),
+        n_entities=n_entities,
         n_relations=edges.num_relations + 1,
-        edge_index=edges.edge_index,
+        edge_index=edge_index,
         edge_type=edges.edge_type,
         train=train,
         valid=train[:, :0],
         test=train[:, :0],
         user_tokens=range(n_users),  # type: ignore[arg-type]
         item_tokens=range(n_items),  # type: ignore[arg-type]
-        entity_tokens=range(max(edges.num_nodes, n_items)),  # type: ignore[arg-type]
+        entity_tokens=range(n_entities),  # type: ignore[arg-type]
         relation_tokens=range(edges.num_relations),  # type: ignore[arg-type]
         name=f"{name} (graph: {origin}; interactions: generated)",
     )
+
+
+def heads_first(edge_index: torch.Tensor, n_items: int, n_entities: int) -> torch.Tensor:
+    """The edges with entities that have some of their own numbered before those that have none, as
+    the reader of atomic files numbers them; items keep their numbers.
+    """
+    has_edges = torch.zeros(n_entities, dtype=torch.bool)
+    has_edges[edge_index[0]] = True
+    has_edges[:n_items] = True
+    order = torch.cat([has_edges.nonzero(), (~has_edges).nonzero()]).flatten()
+    number = torch.empty_like(order)
+    number[order] = torch.arange(n_entities)
+    return number[edge_index]
 
 
 def interactions(n_users: int, n_items: int, count: int, seed: int = 0) -> torch.Tensor:

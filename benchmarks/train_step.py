@@ -3,7 +3,8 @@
 That is `ReferenceKGRec`: it works on edge lists and draws on the host, relation by relation. Losses
 and gradients of both models are compared first, under the same random choices. Peak memory is that
 of one step, in a fresh process a side, above what is resident once Adam has its state.
-Both sides make some steps in turn; the median is that of all steps.
+Both sides make some steps in turn; the median is that of all steps. Beside them stands what no
+implementation of these passes can leave out on the machine (`_step_floor`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import _step_data, baselines
+from benchmarks import _step_data, _step_floor, baselines
 from benchmarks._harness import Row, check_close, finish, interleave, parser, quantile, start, table
 from benchmarks._memory import peak_in_fresh_process
 from kgrec_fast.data import KGDataset, PairLoader
@@ -31,7 +32,7 @@ from kgrec_fast.training.memory import keep_freed_memory
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2048
 MOST_BATCHES = 40
-PROFILED = 5  # steps in the profiler
+PROFILED = 5  # turns of the profiler
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
 
 
@@ -222,26 +223,38 @@ KINDS = {
         "kgrec_fast::rationale_scores",
     ),
     "dense layers": ("aten::mm", "aten::addmm", "aten::relu", "aten::threshold", "aten::clamp_min"),
-    "optimizer": ("aten::_fused_adam",),
+    "optimizer": ("aten::_fused_adam", "Optimizer."),
 }
 
 
 def kinds(model: KGRec, batches: Sequence[dict[str, Tensor]]) -> tuple[dict[str, float], str]:
-    """Seconds a step that operators of each of the kinds take by themselves, and a table of all."""
+    """The share of a step that operators of each of the kinds take by themselves, and of the rest;
+    and a table of all operators.
+
+    The profiler slows down what is between the operators more than these. So steps are clocked
+    without it, in turns with those that it sees, and the medians of both are what is divided.
+    """
     step = make_step(model, batches)
     for _ in range(2):
         step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        for _ in range(PROFILED):
+    whole: list[float] = []
+    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(PROFILED):
+        for _ in range(IN_A_ROW):
+            begin = time.perf_counter()
             step()
-    averages = profile.key_averages()
-    seconds = dict.fromkeys(KINDS, 0.0)
-    for operator in averages:
+            whole.append(time.perf_counter() - begin)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(IN_A_ROW):
+                step()
+        averages = profile.key_averages()
         for kind, names in KINDS.items():
-            if operator.key.startswith(names):
-                seconds[kind] += operator.self_cpu_time_total * 1e-6 / PROFILED
+            operators = (o for o in averages if o.key.startswith(names))
+            seen[kind].append(sum(o.self_cpu_time_total for o in operators) * 1e-6 / IN_A_ROW)
+    share = {k: quantile(seconds, 0.5) / quantile(whole, 0.5) for k, seconds in seen.items()}
+    share["the rest"] = 1 - sum(share.values())
     hot = averages.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
-    return seconds, hot
+    return share, hot
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -308,11 +321,15 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     slow = theirs.median > 1
     parts = breakdown(model, batches, 3 if quick else 20)
     their_parts = breakdown(reference, batches, 3 if quick or slow else 10)
-    by_kind, hot = kinds(model, batches)
-    share = {kind: seconds / parts[WHOLE] for kind, seconds in by_kind.items()}
-    share["the rest"] = 1 - sum(share.values())
+    share, hot = kinds(model, batches)
     print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
     print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))
+    least = _step_floor.floor(model, batches[0], 3 if quick else 20)
+    print(
+        "at least, on this machine: "
+        + ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in least.items())
+        + f"; the baseline takes {theirs.median / sum(least.values()):.1f} times as long"
+    )
     if options.hot:
         print(hot)
     del model, reference
@@ -339,6 +356,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
             "parts": parts,
             "baseline_parts": their_parts,
             "shares": share,
+            "floor": least,
         },
     )
 

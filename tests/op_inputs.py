@@ -83,6 +83,10 @@ def _other(mask: EdgeMask | Tensor | None) -> EdgeMask | Tensor | None:
     return mask.flip(0) if isinstance(mask, Tensor) else mask
 
 
+def _row_numbers(graph: RelGraph) -> Tensor:
+    return torch.arange(graph.num_rows, device=graph.device) % 4
+
+
 def _segment(c: Inputs) -> tuple:
     return c.leaves[0], c.graph.rowptr
 
@@ -115,6 +119,11 @@ def _reconstruction(c: Inputs) -> tuple:
 OPS = {
     "relation_attention": Op(
         "relation_attention", _nodes, lambda c: (*c.leaves, c.graph, c.heads, c.mask, True)
+    ),
+    "relation_attention, edges beside the graph": Op(
+        "relation_attention",
+        _nodes,
+        lambda c: (*c.leaves, c.graph, c.heads, c.mask, True, _row_numbers(c.graph)),
     ),
     "projected_attention": Op(
         "projected_attention",

@@ -118,6 +118,12 @@ inline const void* kept(const Tensor& x, const char* name, int64_t size, DType d
   return x.const_data_ptr();
 }
 
+// Edges that the rows of attention have beside the graph.
+inline const void* zero_edges_of(
+    const std::optional<Tensor>& count, const OrderView& row, DType dtype) {
+  return count ? kept(*count, "zero_edges", row.num_rows, dtype) : nullptr;
+}
+
 inline const uint8_t* mask_of(const std::optional<Tensor>& mask, int64_t num_edges) {
   return mask ? reinterpret_cast<const uint8_t*>(flat<bool>(*mask, "mask", num_edges)) : nullptr;
 }

@@ -30,7 +30,7 @@ int64_t next_cut(const OrderView& order, int64_t part, int64_t edges) {
 std::tuple<Tensor, Tensor, Tensor> relation_attention(
     const Tensor& query, const Tensor& value, const Tensor& relation, const Graph& graph,
     const std::optional<Tensor>& row_mask, const std::optional<Tensor>&, int64_t num_heads,
-    bool keep_weight) {
+    bool keep_weight, const std::optional<Tensor>& zero_edges) {
   AttentionParams params;
   params.row = row_order(graph, row_mask);
   params.dtype = dtype_of(query, "query");
@@ -50,6 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
   Tensor weight = make(query, {keep_weight ? params.row.num_edges : 0, num_heads}, acc);
   Tensor partial = make(query, {2 * num_parts, 2 * num_heads}, acc);
   std::vector<int64_t> partial_row(2 * num_parts, -1);
+  params.zero_edges = zero_edges_of(zero_edges, params.row, params.dtype);
   params.lse = lse.mutable_data_ptr();
   params.partial = partial.mutable_data_ptr();
   params.partial_row = partial_row.data();

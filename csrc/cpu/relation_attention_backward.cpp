@@ -30,7 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
     const Tensor& relation, const std::optional<Tensor>&, const Tensor&, const Tensor& weight,
     const Graph& graph, const std::optional<Tensor>& row_mask,
-    const std::optional<Tensor>& col_mask, int64_t num_heads) {
+    const std::optional<Tensor>& col_mask, int64_t num_heads,
+    const std::optional<Tensor>& zero_edges) {
   AttentionBackwardParams params;
   params.row = row_order(graph, row_mask);
   const OrderView col = masked_columns(graph, row_mask, col_mask);
@@ -55,6 +56,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.grad_out = matrix(g);
   params.grad_lse = gl.const_data_ptr();
   params.weight = a.const_data_ptr();
+  params.zero_edges = zero_edges_of(zero_edges, params.row, params.dtype);
 
   Tensor grad_relation = make(query, {r.size(0), params.width}, query.scalar_type());
   // Given back as soon as they have served, before the next matrix of all nodes is made.

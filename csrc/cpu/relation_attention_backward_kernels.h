@@ -7,8 +7,13 @@
 
 namespace {
 
-// The only unmasked edge of a row, -1 where there are more or none.
-KGREC_INLINE int64_t single_edge(const OrderView& order, int64_t row) {
+// The only unmasked edge of a row, -1 where there are more or none, edges beside the graph counted.
+template <class A>
+KGREC_INLINE int64_t single_edge(const AttentionBackwardParams& p, int64_t row) {
+  const OrderView& order = p.row;
+  if (p.zero_edges != nullptr && static_cast<const A*>(p.zero_edges)[row] != 0) {
+    return -1;
+  }
   const int64_t begin = order.ptr[row], end = order.ptr[row + 1];
   int64_t found = -1;
   for (int64_t e = begin; e < end; ++e) {
@@ -138,7 +143,7 @@ void score_grads_part(
       p.partial_row[piece] = row;
       return;
     }
-    const int64_t single = found == 1 ? single_edge(p.row, row) : -1;
+    const int64_t single = found == 1 ? single_edge<A>(p, row) : -1;
     finish_score_grads(p, row, begin, end, single, delta, lanes);
   });
 }
@@ -179,7 +184,7 @@ void finish_shares(
       const int64_t end = std::min(p.row.ptr[row + 1], p.row.part_edge[part + 1]);
       const A* total = static_cast<const A*>(p.partial) + piece * shape.heads;
       std::copy(total, total + shape.heads, delta);
-      finish_score_grads(p, row, begin, end, single_edge(p.row, row), delta, lanes);
+      finish_score_grads(p, row, begin, end, single_edge<A>(p, row), delta, lanes);
     }
   }
 }

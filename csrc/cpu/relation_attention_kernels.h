@@ -112,6 +112,20 @@ KGREC_INLINE A log_sum_exp(A top, A total) {
   return total == 0 ? -std::numeric_limits<A>::infinity() : top + std::log(total);
 }
 
+// Takes the edges beside the graph into a softmax of some top and total: each has the score 0.
+// Returns what the exponentials against the former top are to be multiplied by.
+template <class A>
+KGREC_INLINE A add_zero_edges(A count, A& top, A& total) {
+  if (count == 0) {
+    return 1;
+  }
+  const A larger = std::max(top, A(0));
+  const A factor = std::exp(top - larger);
+  total = total * factor + count * std::exp(-larger);
+  top = larger;
+  return factor;
+}
+
 template <class S>
 void weights_part(
     const AttentionParams& p, const S& shape, int64_t part, Scratch<S>& scratch,
@@ -119,6 +133,7 @@ void weights_part(
   using A = typename S::A;
   const int heads = shape.heads;
   A* weight = static_cast<A*>(p.weight) - p.first_weight * heads;
+  const A* zero_edges = static_cast<const A*>(p.zero_edges);
   KeptEdges kept(p.row);
   for_stretches(p.row, part, [&](int64_t row, int64_t begin, int64_t end, int64_t piece) {
     typename S::V* memory = scratch.memory;
@@ -136,9 +151,11 @@ void weights_part(
       return;
     }
     A* lse = static_cast<A*>(p.lse) + row * heads;
+    const A count = zero_edges == nullptr ? A(0) : zero_edges[row];
     for (int k = 0; k < heads; ++k) {
+      const A factor = add_zero_edges(count, softmax.top[k], softmax.total[k]);
       lse[k] = log_sum_exp(softmax.top[k], softmax.total[k]);
-      softmax.total[k] = inverse(softmax.total[k]);
+      softmax.total[k] = factor * inverse(softmax.total[k]);
     }
     multiply<S>(scores, size, softmax.total, softmax.lanes);
     spread_kept(p.row, begin, end, heads, found, scores);
@@ -151,6 +168,7 @@ template <class A>
 void join_shares(const AttentionParams& p, int64_t first_piece, int64_t last_piece) {
   const int heads = int(p.num_heads);
   A* partial = static_cast<A*>(p.partial);
+  const A* zero_edges = static_cast<const A*>(p.zero_edges);
   for (int64_t first = first_piece; first < last_piece;) {
     const int64_t row = p.partial_row[first];
     int64_t last = first + 1;
@@ -175,12 +193,15 @@ void join_shares(const AttentionParams& p, int64_t first_piece, int64_t last_pie
           total += partial[s * 2 * heads + heads + k] * factor(s);
         }
       }
+      const A count = zero_edges == nullptr ? A(0) : zero_edges[row];
+      A whole_top = top;
+      const A rest = add_zero_edges(count, whole_top, total) * inverse(total);
       for (int64_t s = first; s < last; ++s) {
         if (p.partial_row[s] == row) {
-          partial[s * 2 * heads + k] = factor(s) * inverse(total);
+          partial[s * 2 * heads + k] = factor(s) * rest;
         }
       }
-      static_cast<A*>(p.lse)[row * heads + k] = log_sum_exp(top, total);
+      static_cast<A*>(p.lse)[row * heads + k] = log_sum_exp(whole_top, total);
     }
     first = last;
   }

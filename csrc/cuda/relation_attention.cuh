@@ -192,6 +192,11 @@ KGREC_DEVICE A inverse_total(A total) {
   return total == A(0) ? A(0) : A(1) / total;  // no edge: 0
 }
 
+template <class A, class P>
+KGREC_DEVICE A zero_edges_of(const P& p, int64_t row) {
+  return p.zero_edges == nullptr ? A(0) : load(static_cast<const A*>(p.zero_edges) + row);
+}
+
 // Wide rows of double need the registers of a whole multiprocessor.
 template <class T, class S>
 constexpr int kAttentionBlocks =
@@ -215,10 +220,12 @@ __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
             return;
           }
           const bool whole = share.chunk < 0;
+          const A count = whole ? zero_edges_of<A>(p, share.row) : A(0);
           A factor[H::kStates];
 #pragma unroll
           for (int k = 0; k < H::kStates; ++k) {
-            factor[k] = whole ? inverse_total(state.total[k]) : A(1);
+            factor[k] = add_zeros(count, state.top[k], state.total[k]);
+            factor[k] *= whole ? inverse_total(state.total[k]) : A(1);
           }
           A* out = whole ? static_cast<A*>(p.out) + share.row * p.width
                          : static_cast<A*>(p.partial) + share.chunk * p.width;
@@ -283,9 +290,10 @@ __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
             sum[i] += factor * part[i];
           }
         }
+        const A rest = add_zeros(zero_edges_of<A>(p, row), top, total) * inverse_total(total);
 #pragma unroll
         for (int i = 0; i < C::kSize; ++i) {
-          sum[i] *= inverse_total(total);
+          sum[i] *= rest;
         }
         columns.write(static_cast<A*>(p.out) + row * p.width, v, sum);
         if (columns.column(v) % head_width == 0) {

@@ -17,10 +17,11 @@ struct AttentionParams {
   int64_t width = 0;
   int64_t num_heads = 1;
   Matrix query, value, relation;
-  void* out = nullptr;              // acc [num_rows, width]
-  void* lse = nullptr;              // acc [num_rows, num_heads]
-  void* partial = nullptr;          // acc [num_chunks, width]: sums against the highest score
-  void* partial_softmax = nullptr;  // acc [num_chunks, 2, num_heads]: highest score, total
+  const void* zero_edges = nullptr;  // acc [num_rows], or null: edges to zero nodes
+  void* out = nullptr;               // acc [num_rows, width]
+  void* lse = nullptr;               // acc [num_rows, num_heads]
+  void* partial = nullptr;           // acc [num_chunks, width]: sums against the highest score
+  void* partial_softmax = nullptr;   // acc [num_chunks, 2, num_heads]: highest score, total
 };
 
 struct AttentionBackwardParams {
@@ -31,12 +32,13 @@ struct AttentionBackwardParams {
   int64_t width = 0;
   int64_t num_heads = 1;
   Matrix query, value, relation, grad_out;
-  const void* out = nullptr;       // acc [num_rows, width]
-  const void* lse = nullptr;       // acc [num_rows, num_heads]
-  const void* grad_lse = nullptr;  // acc [num_rows, num_heads]
-  void* edge_grad = nullptr;       // acc [E, num_heads, 2]: a_e and ds_e
-  void* grad_query = nullptr;      // acc [num_rows, width]: what heads give
-  void* partial = nullptr;         // acc [num_chunks, width]
+  const void* zero_edges = nullptr;  // acc [num_rows], or null
+  const void* out = nullptr;         // acc [num_rows, width]
+  const void* lse = nullptr;         // acc [num_rows, num_heads]
+  const void* grad_lse = nullptr;    // acc [num_rows, num_heads]
+  void* edge_grad = nullptr;         // acc [E, num_heads, 2]: a_e and ds_e
+  void* grad_query = nullptr;        // acc [num_rows, width]: what heads give
+  void* partial = nullptr;           // acc [num_chunks, width]
 };
 
 // What tails give, over columns: as keys, added to what the same nodes give as heads, and as

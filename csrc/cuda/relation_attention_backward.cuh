@@ -159,7 +159,8 @@ KGREC_DEVICE void attend_backward(
   constexpr bool kReads = H::kWhole && H::kVectors > 2;
   const A scale = score_scale<A>(p.width, p.num_heads);
   EdgeIds mine = ids_of(p.row, share.begin + share.lane, share.end);
-  const bool single = has_single_edge<kLanes>(p.row, share, mine);
+  const bool single = has_single_edge<kLanes>(p.row, share, mine) &&
+                      (share.row < 0 || zero_edges_of<A>(p, share.row) == A(0));
   const RowGrads<H, A> row = row_grads<T, H, A>(p, columns, share);
   RunShares<H, A> shares(p.sums, p.width, share, shared);
   EdgeResults<H, A> results;

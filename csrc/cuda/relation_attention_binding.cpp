@@ -9,7 +9,8 @@ namespace {
 // Weights are not kept: the pass backward makes them anew from the log-sum-exp.
 std::tuple<Tensor, Tensor, Tensor> relation_attention(
     const Tensor& query, const Tensor& value, const Tensor& relation, const Graph& graph,
-    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&, int64_t num_heads, bool) {
+    const std::optional<Tensor>& row_mask, const std::optional<Tensor>&, int64_t num_heads, bool,
+    const std::optional<Tensor>& zero_edges) {
   const OnDevice device(query, "query");
   AttentionParams params;
   params.row = row_order(graph, row_mask);
@@ -31,6 +32,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
   Tensor lse = make(query, {params.row.num_rows, num_heads}, acc);
   Tensor partial = make(query, {num_chunks, params.width}, acc);
   Tensor partial_softmax = make(query, {num_chunks, 2 * num_heads}, acc);
+  params.zero_edges = zero_edges_of(zero_edges, params.row, params.dtype);
   params.out = out.mutable_data_ptr();
   params.lse = lse.mutable_data_ptr();
   params.partial = partial.mutable_data_ptr();
@@ -43,7 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
     const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
     const Tensor& relation, const std::optional<Tensor>& out, const Tensor& lse, const Tensor&,
     const Graph& graph, const std::optional<Tensor>& row_mask,
-    const std::optional<Tensor>& col_mask, int64_t num_heads) {
+    const std::optional<Tensor>& col_mask, int64_t num_heads,
+    const std::optional<Tensor>& zero_edges) {
   const OnDevice device(query, "query");
   check_masks(row_mask, col_mask);
   AttentionBackwardParams params;
@@ -69,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   params.value = matrix(v);
   params.relation = matrix(r);
   params.grad_out = matrix(g);
+  params.zero_edges = zero_edges_of(zero_edges, params.row, params.dtype);
   STD_TORCH_CHECK(out.has_value(), "out is expected as the forward pass made it");
   params.out = kept(*out, "out", num_rows * params.width, params.dtype);
   params.lse = kept(lse, "lse", num_rows * num_heads, params.dtype);

@@ -19,4 +19,18 @@ KGREC_DEVICE A rebase(A total, A top, A whole) {
   return top == A(-INFINITY) ? total : total * exp(top - whole);
 }
 
+// Adds `count` numbers 0 to a softmax; returns what sums against the former top are to be
+// multiplied by.
+template <class A>
+KGREC_DEVICE A add_zeros(A count, A& top, A& total) {
+  if (count == A(0)) {
+    return A(1);
+  }
+  const A larger = top > A(0) ? top : A(0);
+  const A factor = exp(top - larger);
+  total = total * factor + count * exp(-larger);
+  top = larger;
+  return factor;
+}
+
 }  // namespace kgrec::cuda

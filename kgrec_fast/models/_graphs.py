@@ -43,12 +43,13 @@ def check_graphs(
 def compact(kg: RelGraph, n_items: int) -> RelGraph:
     """The graph without its last rows, as far as they have no edges and are no items.
 
-    Masks in row order fit both. Number the nodes with edges before those without, and nothing of
-    the latter's size is written in later hops.
+    One of them stays, for all the others: their messages are zero, as this one's are. Masks in row
+    order fit both. Number the nodes with edges before those without, and nothing of the latter's
+    size is written in later hops.
     """
     last = int(kg.head[-1]) if kg.num_edges else -1  # row order: the largest head
-    rows = max(n_items, last + 1)
-    if rows == kg.num_rows:
+    rows = max(n_items, last + 1) + 1
+    if rows >= kg.num_rows:
         return kg
     return RelGraph.from_edges(
         kg.edge_index,

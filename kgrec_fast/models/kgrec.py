@@ -18,7 +18,7 @@ from kgrec_fast.models._graphs import check_graphs, compact, weights_of
 from kgrec_fast.models.edge_lists import EdgeListSampling
 from kgrec_fast.models.sampling import StepMasks, StepSampler
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
-from kgrec_fast.nn._rows import readers, rows_or_zero
+from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
 
 
@@ -279,7 +279,7 @@ class KGRec(EdgeListSampling, nn.Module):
             first=attended,
         )
         if item_ids is None:
-            chosen = chosen + rows_or_zero(entity_sum, read)
+            chosen = chosen + entity_sum.index_select(0, within(read, entity_sum))
         else:
             chosen, chosen_users = chosen + entity_sum, chosen_users + user_sum
         slots = masks.slots.numel()

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+# Filling single rows costs as much as filling so many in their order (measured on a CPU).
+FEW = 8
+
 
 def among(ids: Tensor, size: int) -> Tensor:
     """bool [size], True at ``ids`` (int64)."""
@@ -25,7 +28,11 @@ class _OnlyRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        return grad.new_empty(ctx.shape).index_fill_(0, ids, 0).index_add_(0, ids, grad), None
+        if FEW * ids.numel() < ctx.shape[0]:
+            whole = grad.new_empty(ctx.shape).index_fill_(0, ids, 0)
+        else:
+            whole = grad.new_zeros(ctx.shape)
+        return whole.index_add_(0, ids, grad), None
 
 
 def only_rows(x: Tensor, ids: Tensor) -> Tensor:
@@ -37,13 +44,33 @@ def only_rows(x: Tensor, ids: Tensor) -> Tensor:
     return _OnlyRows.apply(x, ids)
 
 
+class _OnlyFirst(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: int) -> Tensor:
+        ctx.shape = x.shape
+        return x[:rows]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        whole = grad.new_empty(ctx.shape)
+        whole[: grad.shape[0]] = grad
+        return whole, None
+
+
+def only_first(x: Tensor, rows: int) -> Tensor:
+    """The first rows of an ``x`` [N, D] whose gradient is read there alone, as `only_rows`."""
+    return _OnlyFirst.apply(x, rows)
+
+
 class _Readers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor, first: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, ids: Tensor | None, first: int) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.shape = x.shape
         ctx.save_for_backward(ids)
-        return x.index_select(0, ids), x[:first], x.view_as(x)
+        chosen = x[:0] if ids is None else x.index_select(0, ids)
+        return chosen, x[:first], x.view_as(x)
 
     @staticmethod
     @once_differentiable
@@ -58,19 +85,19 @@ class _Readers(torch.autograd.Function):
         grad = some.new_zeros(ctx.shape) if whole is None else whole
         if first is not None:
             grad[: first.shape[0]] += first
-        if chosen is not None:
+        if chosen is not None and ids is not None:
             grad.index_add_(0, ids, chosen)
         return grad, None, None
 
 
-def readers(x: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def readers(x: Tensor, ids: Tensor | None, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of ``x`` [N, D] for several readers.
 
     Read apart, each would make a gradient of N rows of its own, all of them to be added up.
 
     Args:
         x: [N, D].
-        ids: int64 [n], rows wanted.
+        ids: int64 [n], rows wanted; None for none.
         first: How many of its first rows are wanted.
 
     Returns:
@@ -80,12 +107,6 @@ def readers(x: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Ten
     return _Readers.apply(x, ids, first)
 
 
-def in_range(ids: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """[n, 1] of ``dtype``: 1 where an id is below ``rows``, else 0."""
-    return (ids < rows).to(dtype).unsqueeze(1)
-
-
-def rows_or_zero(x: Tensor, ids: Tensor) -> Tensor:
-    """[n, D] rows ``ids`` (int64 [n]) of ``x`` [A, D], zeros for ids from A on. A is above 0."""
-    rows = x.shape[0]
-    return x.index_select(0, ids.clamp(max=rows - 1)) * in_range(ids, rows, x.dtype)
+def within(ids: Tensor, x: Tensor) -> Tensor:
+    """``ids`` (int64) for an ``x`` whose last row, one of zeros, stands for all that it lacks."""
+    return ids.clamp(max=x.shape[0] - 1)

@@ -65,11 +65,11 @@ class HopGraphs:
         return self.later.edge_mask(mask.row.index_select(0, self.positions), "row")
 
     def count_outer(self, mask: EdgeMask | None, dtype: torch.dtype) -> Tensor | None:
-        """How many edges of each row the later hops leave out: [A, 1], or None for none at all."""
+        """How many edges of each row the later hops leave out: [A], or None for none at all."""
         if self.outer is None:
             return None
         kept = self.outer if mask is None else self.outer & mask.row
-        return ops.segment_sum(kept.to(dtype), self.first.rowptr).unsqueeze(1)
+        return ops.segment_sum(kept.to(dtype), self.first.rowptr)
 
     def to(self, device: torch.device | str) -> HopGraphs:
         """The same on another device."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
-from kgrec_fast.nn._rows import among, in_range, only_rows, readers, rows_or_zero
+from kgrec_fast.nn._rows import among, only_first, only_rows, readers, within
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -105,7 +107,8 @@ class Propagation(nn.Module):
                 through it, see :func:`kgrec_fast.ops.projected_attention`.
             item_emb: [n_items, D], the first rows of ``entity_emb``, where they are apart already.
             user_ids: int64, the users wanted, for whom alone work is done; None for all.
-            entity_ids: int64, the entities wanted: for the others the last hop does no work.
+            entity_ids: int64, the entities wanted: for the others the last hop does no work. The
+                last row of ``hops`` has no edges then, where A < N: it stands for all beyond.
             first: The attention of the first hop, where it is known already (:meth:`first_hops`).
 
         Returns:
@@ -128,11 +131,11 @@ class Propagation(nn.Module):
                 query = None
             if ids is not None and hop > 0:
                 if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
-                    rows, count = entity_emb.shape[0], inter.num_cols
-                    few, items, entity_emb = readers(entity_emb, ids.clamp(max=rows - 1), count)
-                    entity_sum = few * in_range(ids, rows, few.dtype)
+                    entity_sum, items, entity_emb = readers(
+                        entity_emb, within(ids, entity_emb), inter.num_cols
+                    )
                 elif entity_sum is not None:
-                    entity_sum = rows_or_zero(entity_sum, ids)
+                    entity_sum = entity_sum.index_select(0, within(ids, entity_sum))
             if ids is not None:
                 wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
@@ -145,7 +148,7 @@ class Propagation(nn.Module):
             if user_ids is not None:
                 user_agg = only_rows(user_agg, user_ids)
             if ids is not None:
-                entity_agg = rows_or_zero(entity_agg, ids)
+                entity_agg = only_rows(entity_agg, within(ids, entity_agg))
             entity_emb, entity_sum = self._finish(
                 entity_agg, entity_sum, rng, "rec/entity", hop, ids
             )
@@ -221,21 +224,26 @@ class Propagation(nn.Module):
                     edge_mask = narrowed_mask(graph, edge_mask, cols=_with_edges(graph))
                 else:
                     graph = hops.later
+            narrows = hop == self.n_hops - 1 and rows < graph.num_rows
+            if narrows and total is entity_emb:  # one gradient for both
+                _, total, entity_emb = readers(entity_emb, None, rows)
+            elif narrows and total is not None:
+                total = total[:rows]
             if hop > 0:
                 # The edges that are left out here lead to nodes that are zero by now. Without them
                 # a mean changes its length alone, and _finish makes that one.
                 entity_emb = padded(entity_emb, graph.num_cols)
-            if hop == self.n_hops - 1 and rows < graph.num_rows:
+            if narrows:
                 wanted = torch.arange(graph.num_rows, device=graph.device) < rows
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
             if hop == 0 and first is not None:
                 agg = first
             else:
                 agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
-            if hop == self.n_hops - 1:
-                agg, total = agg[:rows], None if total is None else total[:rows]
+            if narrows:
+                agg = only_first(agg, rows)
             entity_emb, total = self._finish(agg, total, rng, "kg/entity", hop)
-        return torch.zeros_like(entity_emb[:rows]) if total is None else total[:rows]
+        return torch.zeros_like(entity_emb[:rows]) if total is None else total
 
     def first_hops(
         self,
@@ -274,25 +282,21 @@ class Propagation(nn.Module):
     ) -> Tensor:
         """Relation attention [A, D].
 
-        ``query`` is ``x @ W_Q`` where it is known. ``outer`` [A, 1] counts edges to zero nodes
-        beside the graph: such an edge has the score 0 and adds 1 to the denominator, nothing else.
-        ``active`` are the rows of ``x`` outside of which it is zero, where they are few.
+        ``query`` is ``x @ W_Q`` where it is known. ``outer`` [A] counts edges to zero nodes beside
+        the graph. ``active`` are the rows of ``x`` outside of which it is zero, where they are few.
         """
         relation, heads = self.relation_embedding.weight, self.n_heads
         if active is not None:
             part = x.index_select(0, active) @ self.W_Q
             query = part.new_zeros(x.shape).index_copy(0, active, part)
-            out, lse = ops.relation_attention(query, x, relation, graph, heads, edge_mask, True)
-        else:
-            out, lse = ops.projected_attention(
-                x, self.W_Q, relation, graph, heads, edge_mask, return_lse=True, query=query
+            out = ops.relation_attention(
+                query, x, relation, graph, heads, edge_mask, zero_edges=outer
             )
-        if outer is None:
-            return out
-        # exp(lse) / (exp(lse) + outer), where the logarithm of zero must not meet an lse of -inf.
-        share = torch.sigmoid(lse - outer.clamp(min=1).log())
-        share = torch.where(outer > 0, share, 1.0).to(out.dtype).unsqueeze(-1)
-        return (out.unflatten(1, (heads, self.d_k)) * share).flatten(1)
+        else:
+            out = ops.projected_attention(
+                x, self.W_Q, relation, graph, heads, edge_mask, query=query, zero_edges=outer
+            )
+        return cast(Tensor, out)
 
     def _finish(
         self,

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from kgrec_fast.graph import EdgeMask, RelGraph
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.relation_attention import (
+    as_zero_edges,
     output_for_backward,
     relation_attention,
     relation_attention_reference,
@@ -32,6 +33,7 @@ def projected_attention(
     edge_mask: EdgeMask | Tensor | None = None,
     return_lse: bool = False,
     query: Tensor | None = None,
+    zero_edges: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`relation_attention` of ``query = x @ weight`` and ``value = x`` (KGRec, equations 1 to 4).
 
@@ -39,7 +41,7 @@ def projected_attention(
         x: [N, D] embeddings; N >= rows and columns.
         weight: [D, D], the projection shared by queries and keys.
         relation: [>= R, D].
-        graph, num_heads, edge_mask, return_lse: as in `relation_attention`.
+        graph, num_heads, edge_mask, return_lse, zero_edges: as in `relation_attention`.
         query: [N, D], ``x @ weight`` where it is known already. It is taken as a number: gradients
             go to `x` and `weight`, none to `query`.
 
@@ -53,20 +55,24 @@ def projected_attention(
         TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
+    zero_edges = as_zero_edges(zero_edges, graph, x)
     needs_grad = _common.wants_grad(x, weight, relation)
     if not needs_grad or not _common.runs_native(x.device):
         # Without a gradient there is nothing to save; the reference leaves it to autograd.
         if query is None or needs_grad:
             query = x @ weight
-        return relation_attention(query, x, relation, graph, num_heads, edge_mask, return_lse)
+        return relation_attention(
+            query, x, relation, graph, num_heads, edge_mask, return_lse, zero_edges
+        )
     _common.check_heads(num_heads, x.size(1))
     mask = _common.prepare_mask(graph, edge_mask)
     row_mask, col_mask = _common.mask_tensors(mask, columns=True)
     if query is None:
         query = x.detach() @ weight.detach()
     out, lse = _ProjectedAttention.apply(
-        x, weight, relation, query.detach(), row_mask, col_mask, num_heads, *graph.tensors(True)
-    )
+        x, weight, relation, query.detach(), row_mask, col_mask, zero_edges, num_heads,
+        *graph.tensors(True),
+    )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
@@ -98,10 +104,11 @@ def projected_attention_reference(
     edge_mask: EdgeMask | Tensor | None = None,
     return_lse: bool = False,
     query: Tensor | None = None,
+    zero_edges: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """`projected_attention` in plain PyTorch; it has no use for a known `query`."""
     return relation_attention_reference(
-        x @ weight, x, relation, graph, num_heads, edge_mask, return_lse
+        x @ weight, x, relation, graph, num_heads, edge_mask, return_lse, zero_edges
     )
 
 
@@ -165,6 +172,7 @@ def _attention_backward(
     masks: tuple[Tensor | None, Tensor | None],
     graph: list[Tensor],
     num_heads: int,
+    zero_edges: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, value and relation."""
     query, x, relation, out, lse, edge_weight = saved
@@ -172,7 +180,7 @@ def _attention_backward(
         grad_lse = torch.zeros_like(lse)
     return torch.ops.kgrec_fast.relation_attention_backward(
         grad_out.to(lse.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
-        num_heads,
+        num_heads, zero_edges,
     )  # fmt: skip
 
 
@@ -248,16 +256,17 @@ class _ProjectedAttention(torch.autograd.Function):
         query: Tensor,
         row_mask: Tensor | None,
         col_mask: Tensor | None,
+        zero_edges: Tensor | None,
         num_heads: int,
         *graph: Tensor,
     ) -> tuple[Tensor, Tensor]:
         out, lse, edge_weight = torch.ops.kgrec_fast.relation_attention(
-            query, x, relation, graph, row_mask, col_mask, num_heads, True
+            query, x, relation, graph, row_mask, col_mask, num_heads, True, zero_edges
         )
         ctx.num_heads = num_heads
         ctx.save_for_backward(
             query, x, relation, output_for_backward(out), lse, edge_weight, weight,
-            row_mask, col_mask, *graph,
+            row_mask, col_mask, zero_edges, *graph,
         )  # fmt: skip
         # The op keeps float32 for half types: backward needs the unrounded sum.
         return out.to(x.dtype), lse
@@ -266,9 +275,10 @@ class _ProjectedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         saved, weight = ctx.saved_tensors[:6], ctx.saved_tensors[6]
-        masks, graph = ctx.saved_tensors[7:9], list(ctx.saved_tensors[9:])
+        masks, zero_edges = ctx.saved_tensors[7:9], ctx.saved_tensors[9]
+        graph = list(ctx.saved_tensors[10:])
         grad_query, grad_x, grad_relation = _attention_backward(
-            grad_out, grad_lse, saved, masks, graph, ctx.num_heads
+            grad_out, grad_lse, saved, masks, graph, ctx.num_heads, zero_edges
         )
         grad_weight = _project_back(ctx, saved[1], weight, grad_query, grad_x)
-        return grad_x, grad_weight, grad_relation, *[None] * (4 + len(graph))
+        return grad_x, grad_weight, grad_relation, *[None] * (5 + len(graph))

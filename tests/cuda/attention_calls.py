@@ -22,6 +22,13 @@ class Problem(NamedTuple):
     relation: Tensor
     num_heads: int
     mask: Tensor | None = None
+    zero_edges: Tensor | None = None
+
+    def beside(self) -> dict[str, Tensor]:
+        """The edges beside the graph, in the type of sums."""
+        if self.zero_edges is None:
+            return {}
+        return {"zero_edges": self.zero_edges.to(accumulate_dtype(self.query.dtype))}
 
 
 class Gradients(NamedTuple):
@@ -48,6 +55,7 @@ def attention(p: Problem, traffic: list[Traffic] | None = None, **how: Any) -> t
         query=p.query,
         value=p.value,
         relation=p.relation,
+        **p.beside(),
         out=out,
         lse=lse,
         count=traffic is not None,
@@ -91,6 +99,7 @@ def attention_backward(
         **operands,
         in_shared=in_shared,
         value=p.value,
+        **p.beside(),
         out=out,
         lse=lse,
         grad_lse=grad_lse,

@@ -20,6 +20,10 @@ DType attention_operands(cuda_host::Args& args, P& p) {
   return accumulate(p.dtype);
 }
 
+const void* zero_edges(cuda_host::Args& args, DType sums) {
+  return args.has("zero_edges") ? args.in("zero_edges", sums) : nullptr;
+}
+
 // In shared memory with `in_shared`, which the binding chooses by size.
 RelationSums relation_sums(cuda_host::Args& args, const RowPlan& plan, DType sums, int64_t width) {
   RelationSums s;
@@ -41,6 +45,7 @@ KGREC_ENTRY(relation_attention) {
   p.row = cuda_host::row_order(args);
   p.plan = cuda_host::row_plan(args);
   p.value = cuda_host::matrix(args, "value", p.dtype);
+  p.zero_edges = cuda::zero_edges(args, sums);
   p.out = args.out("out", sums);
   p.lse = args.out("lse", sums);
   const int64_t chunks = p.plan.num_chunks;
@@ -58,6 +63,7 @@ KGREC_ENTRY(relation_attention_backward) {
   p.sums = cuda::relation_sums(args, p.plan, sums, p.width);
   p.value = cuda_host::matrix(args, "value", p.dtype);
   p.grad_out = cuda_host::matrix(args, "grad_out", p.dtype);
+  p.zero_edges = cuda::zero_edges(args, sums);
   p.out = args.in("out", sums);
   p.lse = args.in("lse", sums);
   p.grad_lse = args.in("grad_lse", sums);

@@ -53,7 +53,9 @@ def kernels(p: Problem, in_shared: bool, **how: Any) -> Results:
 def reference(p: Problem, dtype: torch.dtype) -> list[Tensor]:
     """out, lse, and the gradients of query, value and relation, computed in `dtype`."""
     leaves = [x.to(dtype, copy=True).requires_grad_() for x in (p.query, p.value, p.relation)]
-    out, lse = relation_attention_reference(*leaves, p.graph, p.num_heads, p.mask, True)
+    out, lse = relation_attention_reference(
+        *leaves, p.graph, p.num_heads, p.mask, True, p.zero_edges
+    )
     grad_out, grad_lse = given_gradients(p)
     has_edge = lse.isfinite()
     total = (out * grad_out.to(out.dtype)).sum()
@@ -117,6 +119,18 @@ def test_bins(dtype: torch.dtype, in_shared: bool, masked: bool) -> None:
         assert int(degree.max()) > 2 * CHUNK
         assert bool(((degree > SHORT_ROW) & (degree <= CHUNK)).any())
     check(p, in_shared)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [64, 7])
+@pytest.mark.parametrize("case", [BINS, SMALL, CASES["one edge"], CASES["empty rows"]])
+def test_edges_beside_the_graph(dtype: torch.dtype, width: int, case: Case) -> None:
+    """Also beside hubs, single edges (whose score has a gradient then) and rows without any."""
+    p = problem(case, width, 1, dtype, masked=case.num_rows > 1)
+    rows = torch.arange(case.num_rows)
+    check(p._replace(zero_edges=(rows % 3 + (case.num_rows == 1)) * 2), in_shared=False)
+    none = kernels(p._replace(zero_edges=torch.zeros(case.num_rows)), in_shared=False)
+    assert same_bits(none.out, kernels(p, in_shared=False).out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -323,6 +337,8 @@ def test_sanitized(tmp_path: Path) -> None:
                 p = problem(SMALL, width, heads, dtype, masked=True)
                 kernels(p, in_shared=False)
                 kernels(p, in_shared=True)
+        p = problem(SMALL, 64, 2, torch.float32, masked=True)
+        kernels(p._replace(zero_edges=torch.ones(SMALL.num_rows)), in_shared=False)
         check_mean(problem(SMALL, 64, 1, torch.float32, masked=True), False)
         kernels(problem(BINS, 64, 2, torch.float32, masked=True), in_shared=False)
     done = run_sanitized(tmp_path / "cases")

@@ -102,7 +102,7 @@ def test_shapes_of_the_knowledge_graph(world, choice_of, shape):
     else:
         world.edge_index[0] %= 4
     model = world.model(mae_coef=1.0, cl_coef=1.0).double()
-    rows = {"inverse edges": 55, "last node has edges": 60, "few items have edges": 12}
+    rows = {"inverse edges": 56, "last node has edges": 60, "few items have edges": 13}
     assert model.kg.num_rows == rows[shape]
     assert (model.hops.later is None) == (shape == "inverse edges")
     masks = model.draw_masks()

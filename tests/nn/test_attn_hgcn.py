@@ -54,9 +54,9 @@ METHODS = {
 
 
 def compact(toy):
-    """The graph with a row for each of the first nodes alone: no later one has edges."""
+    """The graph with a row for each of the first nodes, and one for all later: none has edges."""
     return RelGraph.from_edges(
-        toy.edge_index, toy.edge_type, num_rows=12, num_cols=NODES, num_relations=RELATIONS - 1
+        toy.edge_index, toy.edge_type, num_rows=13, num_cols=NODES, num_relations=RELATIONS - 1
     )
 
 

@@ -84,7 +84,7 @@ class _Readers(torch.autograd.Function):
         # The others are added in place: whoever reads all of x makes a gradient for this alone.
         grad = some.new_zeros(ctx.shape) if whole is None else whole
         if first is not None:
-            grad[: first.shape[0]] += first
+            grad[: first.shape[0]].add_(first)  # += would copy the sum onto itself
         if chosen is not None and ids is not None:
             grad.index_add_(0, ids, chosen)
         return grad, None, None

@@ -2,14 +2,19 @@
 
     from kgrec_fast.integrations.torch_scatter import scatter_mean, scatter_sum
 
-or, for code that imports torch_scatter itself, before that code is imported,
+Code that imports torch_scatter itself finds this module under that name after
 
-    sys.modules["torch_scatter"] = kgrec_fast.integrations.torch_scatter
+    sys.modules["torch_scatter"] = sys.modules["torch_scatter.composite"] = (
+        kgrec_fast.integrations.torch_scatter
+    )
 
-What differs: half types accumulate in float32, results are bitwise repeatable, the index may be
-int32, and one out of range is an error on the CPU. The functions cannot be scripted by
-`torch.jit.script`. There is no minimum, maximum, product, standard deviation, log-softmax and
-log-sum-exp, and none of the functions that begin with segment or gather.
+Where torch_geometric is used too, import it before: it would ask for more than there is here.
+
+What differs: half types accumulate in float32 and counts are exact, results are bitwise repeatable,
+the index may be int32, and one out of range is a ValueError that names the position. The functions
+cannot be scripted by `torch.jit.script`, and softmax has no second derivative. There is no minimum,
+maximum, product, standard deviation, log-softmax and log-sum-exp, and nothing that begins with
+segment or gather.
 """
 
 from __future__ import annotations

@@ -104,10 +104,7 @@ class AttnHGCN(Propagation):
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
         hops = self._hops(entity_emb, edge_index, edge_type)
-        items = entity_emb
-        if item_attn is not None and item_attn.dim() == 1 and isinstance(inter_edge, Tensor):
-            items = entity_emb[: item_attn.shape[0]]  # raw edges do not say how many there are
-        inter = self._interactions(user_emb, items, inter_edge, "entity_emb")
+        inter = self._interactions(user_emb, entity_emb, inter_edge, "entity_emb")
         inter_mask = prepared_mask(inter, inter_mask)
         weight = inter.weight if inter_edge_w is None else inter_edge_w
         if item_attn is not None:

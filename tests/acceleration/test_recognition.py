@@ -120,6 +120,28 @@ def test_another_signature(make: Callable[[], nn.Module], expected: str) -> None
     assert expected in reason_of(make())
 
 
+class Meta(type):
+    pass
+
+
+class WithMetaclass(HopwiseLike, metaclass=Meta):
+    pass
+
+
+class WithRegistry(HopwiseLike):
+    def __init_subclass__(cls, *, register):
+        super().__init_subclass__()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [(WithMetaclass, "metaclass conflict"), (WithRegistry, "'register'")]
+)
+def test_a_class_without_subclasses(kind: type, expected: str) -> None:
+    reason = reason_of(hopwise(kind))
+    assert reason.startswith("its class takes no subclass: ")
+    assert expected in reason
+
+
 def test_a_method_replaced_on_the_instance() -> None:
     layer = hopwise()
     layer.kg_agg = lambda entity_emb, edge_index, edge_type: entity_emb

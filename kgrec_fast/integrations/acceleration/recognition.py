@@ -54,8 +54,6 @@ def objection(module: nn.Module, interface: Interface) -> str | None:
         return "it is a layer of kgrec_fast"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a script module"
-    if type(type(module)) is not type:
-        return f"its class has the metaclass {type(type(module)).__name__}"
     for name in interface.method_names:
         reason = _method_objection(
             module, name, inspect.signature(getattr(interface.methods, name))

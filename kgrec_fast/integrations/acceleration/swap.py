@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from kgrec_fast.integrations.acceleration.recognition import (
+    Interface,
     extra_defaults,
     find_interface,
     objection,
@@ -96,9 +97,10 @@ def accelerate(model: nn.Module, *, verify: bool = True) -> Report:
 
     What differs afterwards: message dropout follows torch's generator, but draws other numbers than
     ``torch.nn.Dropout`` from it: distributions agree, draws do not, and the trial, which is made in
-    evaluation mode, does not see how a layer drops. Sums are formed in another order. Rows of zeros
-    get a zero gradient. There are no second derivatives. Edge lists that are new at each call
-    are sorted at each call: most of the speed of :class:`kgrec_fast.models.KGRec`, which draws
+    evaluation mode, does not see how a layer drops. On a GPU the negatives of the contrast are
+    drawn there. Sums are formed in another order. Rows of zeros get a zero gradient. There are no
+    second derivatives, and no ``torch.compile`` of these layers. Edge lists that are new at each
+    call are sorted at each call: most of the speed of :class:`kgrec_fast.models.KGRec`, which draws
     masks, is not to be had in this way.
 
     Args:
@@ -119,19 +121,29 @@ def accelerate(model: nn.Module, *, verify: bool = True) -> Report:
         interface = find_interface(module)
         if interface is None:
             continue
-        kind: Any = type(module)
-        if isinstance(kind, _Swapped):
-            reason: str | None = "it was swapped before"
-        else:
-            reason = objection(module, interface)
-        if reason is None:
-            fast = swapped_class(kind, interface.methods)
-            reason = disagreement(module, fast) if verify else None
-            if reason is None:
-                module.__class__ = fast
+        class_name = type(module).__name__
+        reason = _swap(module, interface, verify)
         methods = () if reason else interface.method_names
-        layers.append(Layer(name, kind.__name__, interface.name, methods, reason or ""))
+        layers.append(Layer(name, class_name, interface.name, methods, reason or ""))
     return Report(type(model).__name__, len(modules), tuple(layers))
+
+
+def _swap(layer: nn.Module, interface: Interface, verify: bool) -> str | None:
+    """Gives a layer its new class; returns why not, where it stays as it is."""
+    original: Any = type(layer)
+    if isinstance(original, _Swapped):
+        return "it was swapped before"
+    reason = objection(layer, interface)
+    if reason is not None:
+        return reason
+    try:
+        swapped = swapped_class(original, interface.methods)
+    except TypeError as error:  # a metaclass, or an __init_subclass__ that asks for something
+        return f"its class takes no subclass: {error}"
+    reason = disagreement(layer, swapped) if verify else None
+    if reason is None:
+        layer.__class__ = swapped
+    return reason
 
 
 def restore(model: nn.Module) -> tuple[str, ...]:

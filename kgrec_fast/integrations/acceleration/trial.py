@@ -29,7 +29,7 @@ def disagreement(layer: nn.Module, swapped: type) -> str | None:
         swapped: The class that it would get.
     """
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.device("cpu"), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             return _first_difference(_trial_copy(layer), swapped)
     except Exception as error:  # whatever a stranger's layer may raise
         return f"it could not be tried out: {type(error).__name__}: {error}"

@@ -99,9 +99,8 @@ def accelerate(model: nn.Module, *, verify: bool = True) -> Report:
     ``torch.nn.Dropout`` from it: distributions agree, draws do not, and the trial, which is made in
     evaluation mode, does not see how a layer drops. On a GPU the negatives of the contrast are
     drawn there. Sums are formed in another order. Rows of zeros get a zero gradient. There are no
-    second derivatives, and no ``torch.compile`` of these layers. Edge lists that are new at each
-    call are sorted at each call: most of the speed of :class:`kgrec_fast.models.KGRec`, which draws
-    masks, is not to be had in this way.
+    second derivatives. Edge lists that are new at each call are sorted at each call: most of the
+    speed of :class:`kgrec_fast.models.KGRec`, which draws masks, is not to be had in this way.
 
     Args:
         model: Any module, or one of these layers itself.

@@ -8,6 +8,7 @@ narrow for that to pay, the segment ops serve.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -63,10 +64,14 @@ def _check_dim(dim: int, src: Tensor) -> int:
 
 
 def _check(
-    src: Tensor, index: Tensor, dim: int, out: Tensor | None, dim_size: int | None
+    src: Tensor,
+    index: Tensor,
+    dim: int,
+    out: Tensor | None,
+    dim_size: int | None,
+    size_name: str = "dim_size",
 ) -> tuple[Tensor, int, int]:
     """Validates; returns index shaped to broadcast against src, dim >= 0, and the output size."""
-    check_src(src, FLOATS + INTEGERS)
     dim = _check_dim(dim, src)
     index = _check_index(index, src.device)
     shape = [1] * dim + [index.numel()] if index.dim() == 1 else list(index.shape)
@@ -78,7 +83,7 @@ def _check(
             f"index has shape {list(index.shape)}, expected one that broadcasts to "
             f"{list(src.shape)}, the shape of src, along dim {dim}"
         )
-    size, bound = dim_size, "dim_size"
+    size, bound = dim_size, size_name
     if out is not None:
         if not isinstance(out, Tensor) or out.dtype != src.dtype:
             found = out.dtype if isinstance(out, Tensor) else type(out).__name__
@@ -94,7 +99,7 @@ def _check(
             )
         size, bound = out.size(dim), f"out.size({dim})"
     if size is not None and size < 0:
-        raise ValueError(f"dim_size is {size}, expected at least 0")
+        raise ValueError(f"{size_name} is {size}, expected at least 0")
     # As in torch_scatter, an index that is expanded to nothing says nothing.
     size = _check_values(index, size, bound) if src.numel() else size or 0
     return index.view(shape), dim, size
@@ -110,22 +115,30 @@ def _sum(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
     """Natively where it can be; integers, exact in any order, take torch's own kernel."""
     if src.dtype in INTEGERS or src.numel() == 0 or not _common.runs_native(src.device):
         return _sum_reference(src, index, dim, size)
-    # The op knows [batches, rows, width] and one index a row. An index of more dimensions numbers
-    # the rows of the result through, up to its own last dimension.
-    last = max(d for d, n in enumerate(index.shape) if n != 1 or d == dim)
-    rows = index.reshape(index.shape[: last + 1]).expand(src.shape[: last + 1])
     shape = [*src.shape[:dim], size, *src.shape[dim + 1 :]]
+    # The op knows [batches, rows, width] and one index a row.
     if index.numel() == index.size(dim):
-        rows, groups = index.flatten().expand(src.size(dim)), size
+        rows, cells = index.flatten().expand(src.size(dim)), size
         views = (math.prod(src.shape[:dim]), src.size(dim), math.prod(src.shape[dim + 1 :]))
     else:
-        groups, number = math.prod(shape[: last + 1]), torch.zeros_like(rows)
-        for d in range(last + 1):
-            place = torch.arange(shape[d], device=src.device).view(-1, *[1] * (last - d))
-            number = number * shape[d] + (rows if d == dim else place)
-        rows = number.flatten()
-        views = (1, rows.numel(), math.prod(src.shape[last + 1 :]))
-    return torch.ops.kgrec_fast.scatter_sum(src.reshape(views), rows, groups).view(shape)
+        rows, cells = _cells(index, dim, size, src)
+        views = (1, rows.numel(), src.numel() // rows.numel())
+    return torch.ops.kgrec_fast.scatter_sum(src.reshape(views), rows, cells).view(shape)
+
+
+def _cells(index: Tensor, dim: int, size: int, src: Tensor) -> tuple[Tensor, int]:
+    """Numbers through what an index of several dimensions names, up to its own last dimension.
+
+    Returns one number (int64 [E]) for each of the E places of src up to there, and their bound.
+    """
+    last = max(d for d, n in enumerate(index.shape) if n != 1 or d == dim)
+    shape = [*src.shape[:dim], size, *src.shape[dim + 1 : last + 1]]
+    named = index.reshape(index.shape[: last + 1]).expand(src.shape[: last + 1])
+    number = torch.zeros_like(named)
+    for d, n in enumerate(shape):
+        place = torch.arange(n, device=src.device).view(-1, *[1] * (last - d))
+        number = number * n + (named if d == dim else place)
+    return number.flatten(), math.prod(shape)
 
 
 def _accumulate(out: Tensor, total: Tensor) -> Tensor:
@@ -177,6 +190,7 @@ def scatter_sum_reference(
     dim_size: int | None = None,
 ) -> Tensor:
     """`scatter_sum` in plain PyTorch."""
+    check_src(src, FLOATS + INTEGERS)
     index, dim, size = _check(src, index, dim, out, dim_size)
     total = _sum_reference(src, index, dim, size)
     return total if out is None else _accumulate(out, total)
@@ -190,6 +204,7 @@ def scatter_mean_reference(
     dim_size: int | None = None,
 ) -> Tensor:
     """`scatter_mean` in plain PyTorch."""
+    check_src(src, FLOATS + INTEGERS)
     index, dim, size = _check(src, index, dim, out, dim_size)
     _check_mean_out(index, dim, out)
     total = _sum_reference(widened(src), index, dim, size)
@@ -198,22 +213,26 @@ def scatter_mean_reference(
     return _divide(total, index, dim, in_place=True).to(src.dtype)
 
 
-def _check_softmax(
-    src: Tensor, index: Tensor | None, num_nodes: int | None, dim: int
-) -> tuple[Tensor, int, int]:
-    check_src(src, FLOATS)
+def _softmax(
+    softmax: Callable[[Tensor, Tensor, int], Tensor],
+    src: Tensor,
+    index: Tensor | None,
+    num_nodes: int | None,
+    dim: int,
+) -> Tensor:
+    """Validates, and hands rows [E, F] with their index [E] and its bound to softmax."""
     if index is None:
         raise ValueError("index and ptr are both None, expected one of them")
-    dim = _check_dim(dim, src)
-    index = _check_index(index, src.device)
-    if index.dim() != 1 or index.numel() != src.size(dim):
-        raise ValueError(
-            f"index has shape {list(index.shape)}, expected [{src.size(dim)}], "
-            f"the size of src along dim {dim}"
-        )
-    if num_nodes is not None and num_nodes < 0:
-        raise ValueError(f"num_nodes is {num_nodes}, expected at least 0")
-    return index, _check_values(index, num_nodes, "num_nodes"), dim
+    index, dim, size = _check(src, index, dim, None, num_nodes, "num_nodes")
+    if src.numel() == 0:
+        return src.clone()
+    if index.numel() > index.size(dim):
+        cell, cells = _cells(index, dim, size, src)
+        return softmax(src.reshape(cell.numel(), -1), cell, cells).view(src.shape)
+    rows = src.movedim(dim, 0)
+    index = index.flatten().expand(rows.size(0))
+    out = softmax(rows.reshape(rows.size(0), -1), index, size)
+    return out.view(rows.shape).movedim(0, dim)
 
 
 def scatter_softmax_reference(
@@ -224,13 +243,15 @@ def scatter_softmax_reference(
     dim: int = 0,
 ) -> Tensor:
     """`scatter_softmax` in plain PyTorch."""
+    check_src(src, FLOATS)
     if ptr is not None:
-        check_src(src, FLOATS)
         dim = _check_dim(dim, src)
         return segment_softmax_reference(src.movedim(dim, 0), ptr).movedim(0, dim)
-    index, num_nodes, dim = _check_softmax(src, index, num_nodes, dim)
-    rows = widened(src).movedim(dim, 0)
-    return softmax_by_index(rows, index, num_nodes).movedim(0, dim).to(src.dtype)
+
+    def plain(rows: Tensor, index: Tensor, size: int) -> Tensor:
+        return softmax_by_index(widened(rows), index, size).to(rows.dtype)
+
+    return _softmax(plain, src, index, num_nodes, dim)
 
 
 def scatter_sum(
@@ -260,6 +281,7 @@ def scatter_sum(
         ValueError: a shape or device is not as described, or an index is out of range (looked for
             on the CPU only; the message names the first such position).
     """
+    check_src(src, FLOATS + INTEGERS)
     index, dim, size = _check(src, index, dim, out, dim_size)
     total = _sum(src, index, dim, size)
     return total if out is None else _accumulate(out, total)
@@ -277,6 +299,7 @@ def scatter_mean(
     Integers are rounded down. With `out` the sums are added into it first, and the whole is divided
     by how often src names each cell. Arguments, result and errors as in `scatter_sum`.
     """
+    check_src(src, FLOATS + INTEGERS)
     index, dim, size = _check(src, index, dim, out, dim_size)
     _check_mean_out(index, dim, out)
     total = _sum(widened(src), index, dim, size)
@@ -296,12 +319,14 @@ def scatter_softmax(
 ) -> Tensor:
     """Softmax over the elements with the same index along dim, as `torch_geometric.utils.softmax`.
 
+    An index of more dimensions serves as well, as in `torch_scatter.composite.scatter_softmax`.
     out_e = exp(src_e - m) / (sum of exp(src_f - m) over the group + 1e-16), m the group's maximum.
     Half types compute in float32. O(elements of src).
 
     Args:
         src: [.., E, ..], floating point.
-        index: int64 or int32 [E], in any order; not looked at where ptr is given.
+        index: int64 or int32, [E] or anything that broadcasts as in `scatter_sum`, in any order;
+            not looked at where ptr is given.
         ptr: int64 [S + 1], segments of sorted rows in place of an index.
         num_nodes: number of groups; the largest index plus one where absent.
         dim: dimension of src along which the index runs.
@@ -314,16 +339,13 @@ def scatter_softmax(
         ValueError: neither index nor ptr is given, a shape or device is not as described, or an
             index is out of range (the message names the first such position).
     """
+    check_src(src, FLOATS)
     if ptr is not None:
-        check_src(src, FLOATS)
         dim = _check_dim(dim, src)
         return segment_softmax(src.movedim(dim, 0), ptr).movedim(0, dim)
-    index, num_nodes, dim = _check_softmax(src, index, num_nodes, dim)
-    if src.numel() == 0 or not _common.runs_native(src.device):
+    if not _common.runs_native(src.device):
         return scatter_softmax_reference(src, index, None, num_nodes, dim)
-    rows = src.movedim(dim, 0)
-    out = torch.ops.kgrec_fast.scatter_softmax(rows.reshape(rows.size(0), -1), index, num_nodes)
-    return out.view(rows.shape).movedim(0, dim)
+    return _softmax(torch.ops.kgrec_fast.scatter_softmax, src, index, num_nodes, dim)
 
 
 def _sum_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:

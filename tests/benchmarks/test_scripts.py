@@ -13,6 +13,7 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks import (
     baselines,
+    layer_swap,
     quality,
     rationale_auc,
     relation_attention,
@@ -129,6 +130,32 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(row["extra"]["shares"].values()) == pytest.approx(1)
     assert row["memory_ratio"] > 0
     assert "share of our step" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("error:mae_msize")
+def test_layer_swap(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = run(layer_swap.main, tmp_path, "--baseline", "torch")["rows"]
+    assert row["op"] == "layer_swap"
+    assert row["baseline"] == "reference on torch"
+    assert row["memory_bytes"] > 0
+    parts, theirs = row["extra"]["parts"], row["extra"]["baseline_parts"]
+    assert 0 < parts[layer_swap.SORTING] < parts["whole step"]
+    assert set(parts) - set(theirs) == {layer_swap.SORTING}
+    assert "layers swapped, ms" in capsys.readouterr().out
+
+
+def test_layer_swap_measures_nothing_where_layers_were_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    init = layer_swap.ReferenceKGRec.__init__
+
+    def with_another_head(self: torch.nn.Module, *args: object, **named: object) -> None:
+        init(self, *args, **named)  # type: ignore[arg-type]
+        self.gcn.n_heads = 3  # type: ignore[union-attr]
+
+    monkeypatch.setattr(layer_swap.ReferenceKGRec, "__init__", with_another_head)
+    with pytest.raises(RuntimeError, match="left alone, its n_heads is 3"):
+        layer_swap.main(["--quick", "--baseline", "torch"])
 
 
 def test_auc_is_that_of_mann_whitney() -> None:

@@ -17,6 +17,26 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 EPS = {dtype: torch.finfo(dtype).eps for dtype in FLOATS}
 SUBNORMAL = {dtype: torch.finfo(dtype).tiny * torch.finfo(dtype).eps for dtype in FLOATS}
 
+# (shape of src, shape of index, dim): every way in which an index broadcasts.
+LAYOUTS = [
+    ((7,), (7,), -1),
+    ((7,), (7,), 0),
+    ((30, 20), (20,), -1),
+    ((30, 20), (30,), 0),
+    ((30, 20), (30,), -2),
+    ((30, 20), (30, 20), 1),
+    ((30, 20), (30, 20), 0),
+    ((30, 20), (1, 20), 1),
+    ((30, 20), (30, 1), 0),
+    ((4, 6, 5), (6,), 1),
+    ((4, 6, 5), (4, 6), 1),
+    ((4, 6, 5), (4, 6, 5), 2),
+    ((4, 6, 5), (4, 6, 1), 1),
+    ((4, 6, 5), (4, 1, 5), 2),
+    ((4, 6, 5), (1, 6, 5), 1),
+    ((200, 64), (200,), 0),
+]
+
 
 @pytest.fixture(params=["reference", *_library.supported_isas()])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
@@ -57,3 +77,20 @@ def with_threads(call: Callable[[], Tensor]) -> list[Tensor]:
         return results
     finally:
         torch.set_num_threads(before)
+
+
+def expand(index: np.ndarray, shape: tuple[int, ...], dim: int) -> np.ndarray:
+    """The index at every element of src."""
+    if index.ndim == 1:
+        index = index.reshape([1] * (dim % len(shape)) + [-1])
+    return np.broadcast_to(index.reshape(index.shape + (1,) * (len(shape) - index.ndim)), shape)
+
+
+def indices(shape: tuple[int, ...], size: int = 5) -> Tensor:
+    """Not sorted, and never the value 3."""
+    drawn = np.random.default_rng(9).integers(0, size - 1, shape)
+    return torch.from_numpy(np.where(drawn == 3, size - 1, drawn))
+
+
+def id_of(layout: object) -> str:
+    return str(layout).replace(" ", "")

@@ -1,4 +1,4 @@
-"""Scatter reductions and softmax against loops over elements, and against literal tables."""
+"""Scatter reductions against loops over elements, and against literal tables."""
 
 from __future__ import annotations
 
@@ -12,42 +12,19 @@ from segment_helpers import (
     EPS,
     FLOATS,
     INTEGERS,
+    LAYOUTS,
     SUBNORMAL,
     backend,  # noqa: F401
+    expand,
+    id_of,
+    indices,
     random_values,
     strided,
     with_threads,
 )
 from torch import Tensor
 
-from kgrec_fast import _library, ops
-
-# (shape of src, shape of index, dim): every way in which an index broadcasts.
-LAYOUTS = [
-    ((7,), (7,), -1),
-    ((7,), (7,), 0),
-    ((30, 20), (20,), -1),
-    ((30, 20), (30,), 0),
-    ((30, 20), (30,), -2),
-    ((30, 20), (30, 20), 1),
-    ((30, 20), (30, 20), 0),
-    ((30, 20), (1, 20), 1),
-    ((30, 20), (30, 1), 0),
-    ((4, 6, 5), (6,), 1),
-    ((4, 6, 5), (4, 6), 1),
-    ((4, 6, 5), (4, 6, 5), 2),
-    ((4, 6, 5), (4, 6, 1), 1),
-    ((4, 6, 5), (4, 1, 5), 2),
-    ((4, 6, 5), (1, 6, 5), 1),
-    ((200, 64), (200,), 0),
-]
-
-
-def expand(index: np.ndarray, shape: tuple[int, ...], dim: int) -> np.ndarray:
-    """The index at every element of src."""
-    if index.ndim == 1:
-        index = index.reshape([1] * (dim % len(shape)) + [-1])
-    return np.broadcast_to(index.reshape(index.shape + (1,) * (len(shape) - index.ndim)), shape)
+from kgrec_fast import ops
 
 
 def loop(
@@ -65,16 +42,6 @@ def loop(
         magnitude[cell] += abs(src[place])
         count[cell] += 1
     return total, magnitude, count
-
-
-def indices(shape: tuple[int, ...], size: int = 5) -> Tensor:
-    """Not sorted, and never the value 3."""
-    drawn = np.random.default_rng(9).integers(0, size - 1, shape)
-    return torch.from_numpy(np.where(drawn == 3, size - 1, drawn))
-
-
-def id_of(layout: object) -> str:
-    return str(layout).replace(" ", "")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=id_of)
@@ -209,22 +176,6 @@ def test_gradients(backend: str, name: str, layout: tuple) -> None:  # noqa: F81
     assert torch.autograd.gradgradcheck(call, (src,))
 
 
-def loop_softmax(src: np.ndarray, index: np.ndarray, dim: int) -> np.ndarray:
-    rows = np.moveaxis(src, dim, 0)
-    flat = rows.reshape(rows.shape[0], math.prod(rows.shape[1:]))
-    out = np.zeros_like(flat)
-    for group in set(index.tolist()):
-        members = np.flatnonzero(index == group)
-        for j in range(flat.shape[1]):
-            highest = max(flat[members, j])
-            exps = [math.exp(value - highest) for value in flat[members, j]]
-            out[members, j] = np.array(exps) / (math.fsum(exps) + 1e-16)
-    return np.moveaxis(out.reshape(rows.shape), 0, dim)
-
-
-SOFTMAX_LAYOUTS = [((50,), 0), ((50, 3), 0), ((3, 50), -1), ((50, 20), 0), ((2, 50, 3), 1)]
-
-
 @pytest.mark.parametrize("name", ["scatter_sum", "scatter_mean"])
 def test_gradients_of_wide_rows_in_order(backend: str, name: str) -> None:  # noqa: F811
     """The op sums these as segments."""
@@ -234,60 +185,6 @@ def test_gradients_of_wide_rows_in_order(backend: str, name: str) -> None:  # no
     getattr(ops, name)(src, index, 0).mul(weight).sum().backward()
     share = index.bincount().double()[index] if name == "scatter_mean" else torch.ones(40)
     torch.testing.assert_close(src.grad, weight[index] / share.double()[:, None])
-
-
-@pytest.mark.parametrize(("shape", "dim"), SOFTMAX_LAYOUTS)
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("order", ["shuffled", "sorted", "ptr"])
-def test_softmax(
-    backend: str,  # noqa: F811
-    shape: tuple[int, ...],
-    dim: int,
-    dtype: torch.dtype,
-    order: str,
-) -> None:
-    src = 5 * random_values(shape, dtype)
-    index = indices((50,))
-    if order != "shuffled":
-        index = index.sort().values
-    if order == "ptr":
-        ptr = torch.cat([torch.zeros(1, dtype=torch.int64), index.bincount().cumsum(0)])
-        out = ops.scatter_softmax(src, ptr=ptr, dim=dim)
-    else:
-        out = ops.scatter_softmax(src, index, dim=dim, num_nodes=8)
-    expected = loop_softmax(src.double().numpy(), index.numpy(), dim)
-    assert out.dtype == dtype
-    # The argument of exp, up to some 50, is rounded once, and so is every term of the sum.
-    accumulator = EPS[torch.float64 if dtype == torch.float64 else torch.float32]
-    bound = (EPS[dtype] + 150 * accumulator) * expected + torch.finfo(dtype).tiny
-    assert (np.abs(out.double().numpy() - expected) <= bound).all()
-
-
-def test_softmax_keeps_infinities(backend: str) -> None:  # noqa: F811
-    inf, nan = math.inf, math.nan
-    src = torch.tensor([0.0, -inf, 1e30, -inf, 2.0, -inf, -1e30, nan])
-    out = ops.scatter_softmax(src, torch.tensor([0, 1, 2, 0, 3, 1, 2, 3]))
-    expected = torch.tensor([1.0, nan, 1.0, 0.0, nan, nan, 0.0, nan])
-    assert torch.equal(out.isnan(), expected.isnan())
-    assert torch.equal(out.nan_to_num(), expected.nan_to_num())
-
-
-@pytest.mark.parametrize(("shape", "dim"), [((9,), 0), ((9, 3), 0), ((2, 9), -1)])
-@pytest.mark.parametrize("order", ["shuffled", "sorted"])
-def test_softmax_gradients(backend: str, shape: tuple[int, ...], dim: int, order: str) -> None:  # noqa: F811
-    src, index = random_values(shape, torch.float64).requires_grad_(), indices((9,))
-    if order == "sorted":
-        index = index.sort().values
-    assert torch.autograd.gradcheck(lambda x: ops.scatter_softmax(x, index, dim=dim), (src,))
-
-
-def test_softmax_has_no_silent_second_derivative() -> None:
-    src = random_values((5,), torch.float64).requires_grad_()
-    out = ops.scatter_softmax(src, torch.tensor([1, 0, 1, 0, 1]))
-    (grad,) = torch.autograd.grad(out.pow(2).sum(), src, create_graph=True)
-    if _library.CPU.loaded:
-        with pytest.raises(RuntimeError, match="not differentiable"):
-            grad.sum().backward()
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,14 @@ from kgrec_fast.graph import EdgeMask, InteractionGraph
 
 def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None) -> Tensor:
     """Softmax of ``item_attn`` over each user's interactions, times their number: [M]."""
-    if item_attn.dim() != 1 or item_attn.shape[0] < inter.num_cols:
+    items = inter.num_cols
+    if item_attn.dim() == 1 and item_attn.shape[0] < items:
+        # A graph of raw edges has as many columns as there are nodes.
+        items = int(inter.col.max()) + 1 if inter.num_edges else 0
+    if item_attn.dim() != 1 or item_attn.shape[0] < items:
         raise ValueError(
             f"item_attn has shape {list(item_attn.shape)}, "
-            f"expected [n] with n at least {inter.num_cols}, the number of items"
+            f"expected [n] with n at least {items}, the number of items"
         )
     attention = item_attn.index_select(0, inter.col)
     counted = torch.ones_like(attention)

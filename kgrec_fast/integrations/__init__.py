@@ -1,0 +1,1 @@
+"""KGRec in the places that other code has for it; each integration imports its framework alone."""

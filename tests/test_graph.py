@@ -61,8 +61,8 @@ def test_relations_may_count_from_another_number(num_relations: int | None) -> N
     edge_type[:17] = 1
     with pytest.raises(ValueError, match=r"edge_type\[17\] is 0, expected 1 <= id < "):
         RelGraph.from_edges(edge_index, edge_type, **sizes, first_relation=1)
+    edge_type[17], edge_type[3] = 1, 8
     with pytest.raises(ValueError, match=r"edge_type\[3\] is 8, expected 1 <= id < 8"):
-        edge_type[17], edge_type[3] = 1, 8
         RelGraph.from_edges(edge_index, edge_type, num_relations=7, first_relation=1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,8 +21,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+    except OSError:
+        raise
+    except Exception as error:  # a file of another kind can make an unpickler raise anything
+        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
         raise ValueError(f"{path}: no checkpoint of tensors ({reason})") from None
     tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
     if not tensors or "all_embed" not in state or state["all_embed"].dim() != 2:

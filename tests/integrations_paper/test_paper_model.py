@@ -215,6 +215,18 @@ def test_learns(world):
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
 
 
+def test_the_training_step_compiles_without_graph_breaks(world):
+    model = build(world, cl_coef=1.0)
+    model.interactions.untouched()
+    batch, rng = {"user_id": world.pairs[0], "item_id": world.pairs[1]}, torch.tensor([3, 4])
+    wanted = model.training_step(batch, rng)
+    torch._dynamo.reset()
+    found = torch.compile(model.training_step, fullgraph=True, backend="aot_eager")(batch, rng)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    gradient, expected = gradients(model, found), gradients(model, wanted)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
 # -- parameters -----------------------------------------------------------------------------------
 
 MLP = {"0.weight": (8, 8), "0.bias": (8,), "2.weight": (8, 8), "2.bias": (8,)}

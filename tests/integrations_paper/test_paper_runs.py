@@ -108,6 +108,22 @@ def test_training_with_a_split_of_ones_own(folder: Path, tmp_path: Path) -> None
     assert "(inverse)" in output
 
 
+def test_training_without_a_valid_split(lines: Lines, folder: Path, tmp_path: Path) -> None:
+    """Nothing to choose an epoch by: the last one is kept, and test is looked at once."""
+    options = ("--set", "dataset.carve_valid=false", "--run-dir", tmp_path / "run")
+    output = succeed("train", folder, *QUICK, "--epochs", "3", *options)
+    assert "valid, epoch" not in output
+    assert "test, epoch 3" in output
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["best_epoch"] == 3
+    assert content["valid"] is None
+    data = read_dataset(RunFolder.open(tmp_path / "run").read_config())
+    triples = sorted(set(lines.triples))
+    assert sorted(zip(*data.edge_index.tolist(), data.edge_type.tolist(), strict=True)) == sorted(
+        [(h, t, r) for h, r, t in triples] + [(t, h, r + KINDS) for h, r, t in triples]
+    )
+
+
 @pytest.fixture(scope="module")
 def paper_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run_dir = tmp_path_factory.mktemp("runs") / "run"

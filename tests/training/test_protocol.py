@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_trainer import assert_same_run, interrupting
 from training_helpers import fresh_model
 
 from kgrec_fast.data import KGDataset
-from kgrec_fast.training import Trainer
+from kgrec_fast.training import RunFolder, Trainer, TrainingInterrupted
 from kgrec_fast.training import trainer as trainer_module
 from kgrec_fast.training.config import Config, ConfigError, load_config, parse_config
 from kgrec_fast.training.metrics import metric_names
@@ -118,6 +119,23 @@ def test_what_the_best_epoch_was_chosen_by_is_what_is_reported(
     results = trainer.fit()
     assert results.history[results.best_epoch - 1]["test"] == results.test
     assert [r["valid"] for r in results.history] == [None] * 3
+
+
+@pytest.mark.parametrize("evaluation", [1, 2, 3])  # the last one is that of the best epoch
+@pytest.mark.filterwarnings("ignore:evaluation.protocol")
+def test_a_run_interrupted_in_an_evaluation_goes_on(
+    dataset: KGDataset, tmp_path: Path, evaluation: int
+) -> None:
+    config = load_config(
+        overrides={"evaluation.protocol": "paper", "training.epochs": 3, "training.eval_every": 1}
+    )
+    Trainer(fresh_model(dataset), dataset, config, tmp_path / "whole").fit()
+    model = interrupting(dataset, at_evaluation=evaluation)
+    with pytest.raises(TrainingInterrupted):
+        Trainer(model, dataset, config, tmp_path / "run").fit()
+    folder = RunFolder.open(tmp_path / "run")
+    Trainer(fresh_model(dataset), dataset, config, folder).fit(resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_default_is_unchanged() -> None:

@@ -128,7 +128,8 @@ class KGRec(models.KGRec):
         self.contrast_fn = Contrast(size, tau=self.cl_tau)
 
     def _tables(self) -> tuple[Tensor, Tensor]:
-        users, entities = self.all_embed.split([self.n_users, self.n_entities])
+        # Not split(): its results, marked as views of one tensor, stop torch.compile.
+        users, entities = self.all_embed.unsafe_split_with_sizes([self.n_users, self.n_entities])
         return users, entities
 
     def reset_parameters(self) -> None:

@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import pickle
+import re
 from pathlib import Path
 
 import networkx
@@ -398,3 +399,13 @@ def test_bad_batches(world, change, error, message):
         model(world.batch() | change)
     with pytest.raises(ValueError, match="users is empty"):
         model({name: torch.empty(0).long() for name in ("users", "pos_items", "neg_items")})
+
+
+def test_the_example_of_the_document_runs():
+    root = Path(__file__).resolve().parents[2]
+    text = (root / "docs" / "paper_code.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(compile(example, "docs/paper_code.md", "exec"), names)
+    assert names["scores"].shape == (2, 3)
+    assert names["model"].all_embed.grad.abs().sum() > 0

@@ -298,6 +298,49 @@ def evaluate_command(
             json_file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
+@main.command(name="import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("dataset")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Hyper-parameters of the paper's code for that data set.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any field, such as model.context_hops=3.  May be repeated.",
+)
+def import_command(
+    checkpoint: Path,
+    dataset: str,
+    preset: str | None,
+    run_dir: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Make a run of a CHECKPOINT that the paper's code has saved, trained on DATASET.
+
+    The run can be evaluated and recommended with, not resumed.
+    """
+    console = new_console()
+    with mistakes(ValueError, OSError):
+        state = read_checkpoint(checkpoint)
+        options = {"dataset": dataset, "preset": preset, "protocol": "paper"}
+        size = f"model.embedding_size={state['all_embed'].shape[1]}"
+        config = _configure(None, options, (size, *assignments))
+        with warnings_as_notes(console):
+            folder = import_run(lambda users: model_state(state, users), config, run_dir)
+        console.print(f"run folder: {folder.path}", soft_wrap=True)
+
+
 @main.command(name="recommend")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option(
@@ -368,49 +411,6 @@ def _load(console: Console, run_dir: Path, which: str, threads: int | None) -> A
     with warnings_as_notes(console):
         warnings.simplefilter("ignore", UserWarning)  # `train` has shown those of data and model
         return load_run(folder, which)
-
-
-@main.command(name="import")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("dataset")
-@click.option(
-    "--preset",
-    type=click.Choice(list(PRESETS)),
-    help="Hyper-parameters of the paper's code for that data set.",
-)
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set any field, such as model.context_hops=3.  May be repeated.",
-)
-def import_command(
-    checkpoint: Path,
-    dataset: str,
-    preset: str | None,
-    run_dir: Path | None,
-    assignments: tuple[str, ...],
-) -> None:
-    """Make a run of a CHECKPOINT that the paper's code has saved, trained on DATASET.
-
-    The run can be evaluated and recommended with, not resumed.
-    """
-    console = new_console()
-    with mistakes(ValueError, OSError):
-        state = read_checkpoint(checkpoint)
-        options = {"dataset": dataset, "preset": preset, "protocol": "paper"}
-        size = f"model.embedding_size={state['all_embed'].shape[1]}"
-        config = _configure(None, options, (size, *assignments))
-        with warnings_as_notes(console):
-            folder = import_run(lambda users: model_state(state, users), config, run_dir)
-        console.print(f"run folder: {folder.path}", soft_wrap=True)
 
 
 @main.command()

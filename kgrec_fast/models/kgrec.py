@@ -348,7 +348,8 @@ class KGRec(EdgeListSampling, nn.Module):
         self, batch: Batch, rng: Tensor | None, masks: StepMasks | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of the loss, weighted: BPR with L2, reconstruction, contrast."""
-        self._cache = None
+        if self._cache is not None:  # torch.export would take an assignment for a side effect
+            self._cache = None
         user, positive = batch["user_id"], batch["item_id"]
         if rng is None:
             rng = draw_rng(self.kg.device) if masks is None else masks.rng

@@ -6,8 +6,6 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,9 @@ except ImportError as error:
 import torch
 
 import kgrec_fast
+from kgrec_fast._console import mistakes, new_console, warnings_as_notes
+from kgrec_fast.integrations.paper.checkpoint import model_state, read_checkpoint
+from kgrec_fast.integrations.paper.presets import PRESETS, run_settings
 from kgrec_fast.training import (
     CheckpointError,
     Config,
@@ -35,7 +36,9 @@ from kgrec_fast.training import (
     load_config,
     read_dataset,
 )
+from kgrec_fast.training.imported import import_run
 from kgrec_fast.training.memory import keep_freed_memory
+from kgrec_fast.training.protocol import PROTOCOLS
 from kgrec_fast.training.recommend import find_users, load_run, rationale_edges, recommend
 from kgrec_fast.training.report import ConsoleReporter, dataset_table, metrics_table, plain_table
 
@@ -51,48 +54,9 @@ _COMMON = {
     "recbole_items": "dataset.recbole_items",
     "min_rating": "dataset.min_rating",
     "layout": "dataset.format",
+    "protocol": "evaluation.protocol",
     "dataset": "dataset.name",
 }
-
-
-class _Mistake(click.ClickException):
-    """A user's mistake: one line on stderr and exit code 2."""
-
-    def __init__(self, message: str, exit_code: int = 2) -> None:
-        super().__init__(message)
-        self.exit_code: int = exit_code  # type: ignore[misc]
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"Error: {' '.join(self.format_message().split())}", err=True)
-
-
-@contextmanager
-def _mistakes(*kinds: type[Exception], exit_code: int = 2) -> Iterator[None]:
-    """Turns errors of the given kinds into one line and an exit code."""
-    try:
-        yield
-    except kinds as error:
-        message = str(error)
-        if isinstance(error, OSError) and error.filename is not None:
-            message = f"{error.filename}: {error.strerror}"
-        raise _Mistake(message, exit_code) from error
-
-
-def _console() -> Console:
-    # No markup: tokens of a data set may hold square brackets.
-    return Console(file=sys.stdout, markup=False, emoji=False)
-
-
-@contextmanager
-def _warnings_as_notes(console: Console) -> Iterator[None]:
-    """Prints warnings as lines, without the line of source that they came from."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        try:
-            yield
-        finally:
-            for warning in caught:
-                console.print(f"note: {warning.message}", soft_wrap=True)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -144,6 +108,16 @@ def main() -> None:
     type=click.Choice(["auto", "atomic", "kgat"]),
     help="Layout of the files: RecBole's atomic files or KGAT's.  [default: auto]",
 )
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Hyper-parameters of the paper's code for that data set; other options come after.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["default", "paper"]),
+    help="paper: evaluate as the paper's code does, which chooses the epoch on test.",
+)
 @click.option("--device", help="Where to train, cpu or cuda.  [default: cpu]")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
 @click.option(
@@ -177,8 +151,8 @@ def train(
     The run folder holds the configuration, metrics.json, the learning curves as a picture and as
     numbers, and the checkpoints. Ctrl-C saves before it stops.
     """
-    console = _console()
-    with _mistakes(ValueError, OSError):
+    console = new_console()
+    with mistakes(ValueError, OSError):
         if resume is not None:
             _only_with_resume(options, config_file, run_dir, assignments)
             folder = RunFolder.open(resume)
@@ -187,21 +161,21 @@ def train(
             config = _configure(config_file, options, assignments)
         _set_threads(config.training.threads)
         keep_freed_memory()
-        with _warnings_as_notes(console):
+        with warnings_as_notes(console):
             data = read_dataset(config)
         console.print(dataset_table(data))
         for note in data.notes:
             console.print(f"note: {note}", soft_wrap=True)
-        with _warnings_as_notes(console):
+        with warnings_as_notes(console):
             model = build_model(data, config)
-        if resume is None:
-            folder = RunFolder.create(run_dir, config)
-        else:
-            folder.write_config(config)
-        trainer = Trainer(model, data, config, folder, ConsoleReporter(console))
+            if resume is None:
+                folder = RunFolder.create(run_dir, config)
+            else:
+                folder.write_config(config)
+            trainer = Trainer(model, data, config, folder, ConsoleReporter(console))
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     # Here only errors made for users are theirs; anything else deserves its traceback.
-    with _mistakes(CheckpointError), _mistakes(TrainingError, exit_code=1):
+    with mistakes(CheckpointError), mistakes(TrainingError, exit_code=1):
         try:
             results = trainer.fit(resume=resume is not None)
         except TrainingInterrupted as stop:
@@ -217,8 +191,9 @@ def train(
 def _configure(
     config_file: Path | None, options: dict[str, Any], assignments: tuple[str, ...]
 ) -> Config:
-    overrides = {name: options[option] for option, name in _COMMON.items()}
-    config = load_config(config_file, overrides=overrides, assignments=assignments)
+    overrides = {name: options.get(option) for option, name in _COMMON.items()}
+    preset = {} if options["preset"] is None else run_settings(options["preset"])
+    config = load_config(config_file, preset=preset, overrides=overrides, assignments=assignments)
     name = config.dataset.name
     if name is None:
         raise ValueError("DATASET: got nothing, expected a known name such as ml-100k, or a folder")
@@ -261,7 +236,8 @@ def _lengthened(config: Config, epochs: int | None) -> Config:
 def _show_results(console: Console, results: Results, config: Config) -> None:
     how = "stopped early" if results.stopped_early else "finished"
     console.print(
-        f"{how} after {len(results.history)} epochs; best by valid {config.evaluation.best_by}: "
+        f"{how} after {len(results.history)} epochs; best by "
+        f"{PROTOCOLS[config.evaluation.protocol].split} {config.evaluation.best_by}: "
         f"epoch {results.best_epoch}",
         soft_wrap=True,
     )
@@ -313,13 +289,56 @@ def evaluate_command(
     threads: int | None,
 ) -> None:
     """Evaluate the run in RUN_DIR: rank all items for every user, known ones left out."""
-    console = _console()
-    with _mistakes(ValueError, OSError):
+    console = new_console()
+    with mistakes(ValueError, OSError):
         run = _load(console, run_dir, which, threads)
         metrics = evaluate(run.model, run.dataset, split, ks=ks or run.config.evaluation.ks)
         console.print(metrics_table(f"{split}, epoch {run.epoch}", metrics))
         if json_file is not None:
             json_file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+@main.command(name="import")
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("dataset")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    help="Hyper-parameters of the paper's code for that data set.",
+)
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any field, such as model.context_hops=3.  May be repeated.",
+)
+def import_command(
+    checkpoint: Path,
+    dataset: str,
+    preset: str | None,
+    run_dir: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Make a run of a CHECKPOINT that the paper's code has saved, trained on DATASET.
+
+    The run can be evaluated and recommended with, not resumed.
+    """
+    console = new_console()
+    with mistakes(ValueError, OSError):
+        state = read_checkpoint(checkpoint)
+        options = {"dataset": dataset, "preset": preset, "protocol": "paper"}
+        size = f"model.embedding_size={state['all_embed'].shape[1]}"
+        config = _configure(None, options, (size, *assignments))
+        with warnings_as_notes(console):
+            folder = import_run(lambda users: model_state(state, users), config, run_dir)
+        console.print(f"run folder: {folder.path}", soft_wrap=True)
 
 
 @main.command(name="recommend")
@@ -347,8 +366,8 @@ def recommend_command(
 
     Items that a user is known to have, from any split, are left out.
     """
-    console = _console()
-    with _mistakes(ValueError, OSError):
+    console = new_console()
+    with mistakes(ValueError, OSError):
         if k < 1:
             raise ValueError(f"-k: got {k}, expected a positive number")
         if edges < 1:
@@ -389,7 +408,7 @@ def _load(console: Console, run_dir: Path, which: str, threads: int | None) -> A
         raise ValueError(f"--threads: got {threads}, expected a positive number")
     folder = RunFolder.open(run_dir)
     _set_threads(threads or folder.read_config().training.threads)
-    with _warnings_as_notes(console):
+    with warnings_as_notes(console):
         warnings.simplefilter("ignore", UserWarning)  # `train` has shown those of data and model
         return load_run(folder, which)
 

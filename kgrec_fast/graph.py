@@ -275,15 +275,18 @@ class RelGraph(_Graph):
         num_rows: int | None = None,
         num_cols: int | None = None,
         num_relations: int | None = None,
+        first_relation: int = 0,
     ) -> RelGraph:
         """Sorts edges into a graph; O(E) with a radix sort.
 
         Args:
             edge_index: int64 or int32 [2, E], heads and tails.
-            edge_type: int64 or int32 [E], relation ids from 0.
+            edge_type: int64 or int32 [E], relation ids from ``first_relation``; the graph's own
+                start from 0.
             num_nodes: number of rows and of columns; by default one more than the largest id.
             num_rows, num_cols: the two apart, for a bipartite graph.
-            num_relations: by default one more than the largest relation id.
+            num_relations: by default as many as the largest relation id asks for.
+            first_relation: the lowest relation id.
 
         Raises:
             TypeError: an argument is no integer tensor, or a size is no int.
@@ -304,12 +307,13 @@ class RelGraph(_Graph):
             num_nodes = resolve_size("num_nodes", None, edge_index)
         rows = resolve_size("num_rows", num_nodes if num_rows is None else num_rows, head)
         cols = resolve_size("num_cols", num_nodes if num_cols is None else num_cols, tail)
-        relations = resolve_size("num_relations", num_relations, edge_type)
+        kinds = edge_type - first_relation if first_relation else edge_type
+        relations = resolve_size("num_relations", num_relations, kinds)
         check_ids("edge_index[0]", head, rows, "rows")
         check_ids("edge_index[1]", tail, cols, "columns")
-        check_ids("edge_type", edge_type, relations, "relations")
-        counts = torch.bincount(edge_type, minlength=relations)
-        built = _build(head, tail, edge_type, (rows, cols, relations))
+        check_ids("edge_type", edge_type, relations, "relations", first_relation)
+        counts = torch.bincount(kinds, minlength=relations)
+        built = _build(head, tail, kinds, (rows, cols, relations))
         return cls(**built, relation_counts=counts)._plan_on_cuda()
 
     @property

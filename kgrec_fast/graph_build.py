@@ -40,16 +40,17 @@ def check_edges(name: str, index: Tensor, *shape: int | None) -> None:
         raise ValueError(f"{name} has shape {list(index.shape)}, expected {wanted}")
 
 
-def check_ids(name: str, ids: Tensor, size: int, size_name: str) -> None:
-    """All of 0 <= ids < size, or a ValueError that names the first offending position."""
+def check_ids(name: str, ids: Tensor, size: int, size_name: str, first: int = 0) -> None:
+    """All of first <= ids < first + size, or a ValueError that names the first bad position."""
     if ids.numel() == 0:
         return
+    end = first + size
     low, high = (int(bound) for bound in torch.aminmax(ids))
-    if low >= 0 and high < size:
+    if low >= first and high < end:
         return
-    position = int(((ids < 0) | (ids >= size)).nonzero()[0])
+    position = int(((ids < first) | (ids >= end)).nonzero()[0])
     raise ValueError(
-        f"{name}[{position}] is {int(ids[position])}, expected 0 <= id < {size} ({size_name})"
+        f"{name}[{position}] is {int(ids[position])}, expected {first} <= id < {end} ({size_name})"
     )
 
 

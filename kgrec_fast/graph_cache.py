@@ -26,15 +26,25 @@ _lock = threading.Lock()
 
 
 def as_rel_graph(
-    edge_index: Tensor, edge_type: Tensor, num_rows: int, num_cols: int, num_relations: int
+    edge_index: Tensor,
+    edge_type: Tensor,
+    num_rows: int,
+    num_cols: int,
+    num_relations: int,
+    first_relation: int = 0,
 ) -> RelGraph:
     """`RelGraph.from_edges` of raw tensors, kept for the next call with the same ones."""
-    sizes = (num_rows, num_cols, num_relations)
+    sizes = (num_rows, num_cols, num_relations, first_relation)
     return _cached(
         (edge_index, edge_type),
         ("relations", *sizes),
         lambda: RelGraph.from_edges(
-            edge_index, edge_type, num_rows=num_rows, num_cols=num_cols, num_relations=num_relations
+            edge_index,
+            edge_type,
+            num_rows=num_rows,
+            num_cols=num_cols,
+            num_relations=num_relations,
+            first_relation=first_relation,
         ),
     )
 

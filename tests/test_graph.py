@@ -47,6 +47,25 @@ def test_orders_are_lexicographic_and_stable() -> None:
     assert graph.relation_counts.tolist() == np.bincount(rel, minlength=9).tolist()
 
 
+@pytest.mark.parametrize("num_relations", [None, 9])
+def test_relations_may_count_from_another_number(num_relations: int | None) -> None:
+    edge_index, edge_type = random_graph()
+    sizes = {"num_nodes": 50, "num_relations": num_relations}
+    wanted = RelGraph.from_edges(edge_index, edge_type, **sizes)
+    found = RelGraph.from_edges(edge_index, edge_type + 1, **sizes, first_relation=1)
+    assert found.num_relations == wanted.num_relations
+    assert torch.equal(found.edge_type, edge_type)
+    for mine, theirs in zip(found.tensors(True), wanted.tensors(True), strict=True):
+        assert torch.equal(mine, theirs)
+    edge_type[17] = 0
+    edge_type[:17] = 1
+    with pytest.raises(ValueError, match=r"edge_type\[17\] is 0, expected 1 <= id < "):
+        RelGraph.from_edges(edge_index, edge_type, **sizes, first_relation=1)
+    edge_type[17], edge_type[3] = 1, 8
+    with pytest.raises(ValueError, match=r"edge_type\[3\] is 8, expected 1 <= id < 8"):
+        RelGraph.from_edges(edge_index, edge_type, num_relations=7, first_relation=1)
+
+
 def test_dtypes_are_the_documented_ones() -> None:
     graph = RelGraph.from_edges(*(x.int() for x in random_graph()))
     long = {"rowptr", "part", "slot_ptr", "colptr", "col_part", "relation_counts"}

@@ -25,7 +25,8 @@ class KGDataset:
     """Interactions in three splits, and the knowledge graph over items and other entities.
 
     Nodes are numbered items first (0 .. n_items - 1), then the other entities. There is no padding
-    row. Interactions are distinct (user, item) pairs; a pair stands in one split only.
+    row. The interactions of a split are distinct (user, item) pairs, and a pair stands in one split
+    only (the published splits of the paper's layout excepted, see `load_kgat`).
 
     Attributes:
         n_users, n_items: numbers of users and items.

@@ -132,10 +132,16 @@ def _load_graph(path: Path, inverse: bool) -> tuple[NDArray[np.int64], NDArray[n
 
 
 def _drop_repeats(
-    pairs: NDArray[np.int64], part: NDArray[np.int64], notes: list[str]
+    pairs: NDArray[np.int64], part: NDArray[np.int64], notes: list[str], within: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Keeps the first of equal (user, item) pairs; so train wins over valid over test."""
-    _, first = np.unique(pairs[0] * (int(pairs[1].max()) + 1) + pairs[1], return_index=True)
+    """Keeps the first of equal (user, item) pairs; so train wins over valid over test.
+
+    `within` looks for them inside of each split alone.
+    """
+    key = pairs[0] * (int(pairs[1].max()) + 1) + pairs[1]
+    if within:
+        key = key * len(SPLITS) + part
+    _, first = np.unique(key, return_index=True)
     if len(first) < len(part):
         notes.append(f"{len(part) - len(first)} repeated (user, item) pairs are left out")
     first.sort()
@@ -143,7 +149,12 @@ def _drop_repeats(
 
 
 def load_kgat(
-    directory: str | Path, *, inverse: bool = True, carve_valid: bool = True, seed: int = 2024
+    directory: str | Path,
+    *,
+    inverse: bool = True,
+    carve_valid: bool = True,
+    seed: int = 2024,
+    split: str = "auto",
 ) -> KGDataset:
     """Reads a data set in the layout of the paper's code.
 
@@ -158,14 +169,24 @@ def load_kgat(
             least one where there are three or more, to the valid split. The published code has
             no valid split, and chooses its epoch on test.
         seed: of that draw.
+        split: "auto" for the above, or "published" for the splits of the published code: train and
+            test alone, and a test pair that is known from train stays in test too, where it counts
+            among the user's positives and is never ranked.
 
     Raises:
+        ValueError: for another `split`.
         FileNotFoundError: if `train.txt`, `test.txt` or `kg_final.txt` is missing.
         DataFormatError: if one is malformed.
     """
+    if split not in ("auto", "published"):
+        raise ValueError(f"split: expected auto or published, got {split!r}")
     directory = Path(directory)
     notes: list[str] = []
+    published = split == "published"
     given = (directory / "valid.txt").is_file()
+    if given and published:
+        notes.append("valid.txt is not read: the published splits are train and test")
+        given = False
     files = {part: f"{name}.txt" for part, name in enumerate(SPLITS) if part != 1 or given}
     read = {part: read_interactions(directory / file) for part, file in files.items()}
     for which, rows in read.items():
@@ -174,8 +195,8 @@ def load_kgat(
     pairs = np.concatenate(list(read.values()), axis=1)
     part = np.repeat(list(read), [rows.shape[1] for rows in read.values()])
     n_users, n_items = (int(row.max()) + 1 for row in pairs)
-    pairs, part = _drop_repeats(pairs, part, notes)
-    if carve_valid and not given:
+    pairs, part = _drop_repeats(pairs, part, notes, within=published)
+    if carve_valid and not given and not published:
         known = np.flatnonzero(part == 0)
         part[known] = split_by_user(pairs[0, known], seed, held_out=1)
 

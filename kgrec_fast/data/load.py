@@ -89,7 +89,8 @@ def load_dataset(
         recbole_items: keep only items that are both rated and linked (atomic files).
         inverse: whether to add inverse relations; by default not for atomic files, and for the
             paper's layout.
-        split: "auto", "given" or "random" (atomic files; see `load_atomic`).
+        split: "auto"; "given" or "random" for atomic files, see `load_atomic`; "published" for the
+            paper's layout, see `load_kgat`.
         carve_valid: whether to take the valid split out of train (paper's layout without a
             `valid.txt`).
         fields: names of the fields (atomic files).
@@ -122,8 +123,14 @@ def load_dataset(
         ("min_rating", min_rating is not None),
         ("recbole_items", recbole_items),
         ("fields", fields is not None),
-        ("split", split != "auto"),
+        ("split", split not in ("auto", "published")),
     ):
         if used:
             raise ValueError(f"{option}: has no meaning for the layout of {directory}/kg_final.txt")
-    return load_kgat(directory, inverse=inverse is not False, carve_valid=carve_valid, seed=seed)
+    return load_kgat(
+        directory,
+        inverse=inverse is not False,
+        carve_valid=carve_valid,
+        seed=seed,
+        split=split,
+    )

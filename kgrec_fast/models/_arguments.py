@@ -31,7 +31,7 @@ def batch_ids(batch: Batch, name: str, size: int, like: Tensor | None = None) ->
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise TypeError(f"{name} is {found}, expected an int64 tensor")
-    wanted = "[B]" if like is None else f"{list(like.shape)}, as user_id"
+    wanted = "[B]" if like is None else f"{list(like.shape)}, as the users"
     if ids.dim() != 1 or (like is not None and ids.shape != like.shape):
         raise ValueError(f"{name} has shape {list(ids.shape)}, expected {wanted}")
     if ids.device.type == "cpu" and ids.numel():

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgrec_fast import ops
-from kgrec_fast.graph import InteractionGraph, RelGraph
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids
 from kgrec_fast.models._graphs import check_graphs, compact, weights_of
 from kgrec_fast.models.edge_lists import EdgeListSampling
@@ -20,6 +20,7 @@ from kgrec_fast.models.sampling import StepMasks, StepSampler
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
 from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
+from kgrec_fast.nn.edge_layer import EdgeLayer
 
 
 class KGRec(EdgeListSampling, nn.Module):
@@ -59,11 +60,19 @@ class KGRec(EdgeListSampling, nn.Module):
         published_quirks: Whether to sample as the paper's code does where that is no part of the
             method: no edge of the last relation is ever sampled (its loop over relations counts
             from 0, its relations from 1), and an interaction is kept, not dropped, with probability
-            ``node_dropout_rate``.
+            ``node_dropout_rate`` (which may be 1), in evaluation mode too.
 
     Raises:
         TypeError, ValueError: An argument is not what is expected; the message names it.
     """
+
+    bpr_eps = 1e-10  # added to the sigmoid of the BPR loss
+    encoder_dropout = True  # whether messages of the encoder are dropped, as those of the views
+
+    gcn: EdgeLayer
+    contrast_fn: Contrast
+    _edge_weight: Tensor | None
+    _user_weight: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +98,8 @@ class KGRec(EdgeListSampling, nn.Module):
         super().__init__()
         check_graphs(n_users, n_items, n_entities, n_relations, kg, interactions)
         for name, rate in (("node_dropout_rate", node_dropout_rate), ("cl_drop", cl_drop)):
-            if not 0 <= rate < 1:
+            keeps_all = name == "node_dropout_rate" and published_quirks and rate == 1
+            if not 0 <= rate < 1 and not keeps_all:
                 raise ValueError(f"{name} is {rate}, expected it in [0, 1)")
         for name, weight in (
             ("reg_weight", reg_weight),
@@ -112,10 +122,7 @@ class KGRec(EdgeListSampling, nn.Module):
         self.mae_msize, self.cl_tau, self.cl_drop = mae_msize, cl_tau, cl_drop
         self.samp_func = samp_func
 
-        self.user_embedding = nn.Embedding(n_users, embedding_size)
-        self.entity_embedding = nn.Embedding(n_entities, embedding_size)
-        self.gcn = AttnHGCN(embedding_size, context_hops, n_users, n_relations, mess_dropout_rate)
-        self.contrast_fn = Contrast(embedding_size, tau=cl_tau)
+        self._add_parameters()
         self.reset_parameters()
 
         self.hops, self.interactions = HopGraphs.of(compact(kg, n_items)), interactions
@@ -143,8 +150,19 @@ class KGRec(EdgeListSampling, nn.Module):
             )
         self._cache: tuple[Tensor, Tensor] | None = None
 
-    _edge_weight: Tensor | None
-    _user_weight: Tensor | None
+    def _add_parameters(self) -> None:
+        """Makes the parameters. Models with other names override this, and :meth:`_tables`."""
+        size = self.embedding_size
+        self.user_embedding = nn.Embedding(self.n_users, size)
+        self.entity_embedding = nn.Embedding(self.n_entities, size)
+        self.gcn = AttnHGCN(
+            size, self.context_hops, self.n_users, self.n_relations, self.mess_dropout_rate
+        )
+        self.contrast_fn = Contrast(size, tau=self.cl_tau)
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Embeddings of users [U, D] and entities [N, D] before propagation."""
+        return self.user_embedding.weight, self.entity_embedding.weight
 
     @property
     def inter_weight(self) -> Tensor:
@@ -184,11 +202,11 @@ class KGRec(EdgeListSampling, nn.Module):
         if rng is None:
             rng = draw_rng(self.kg.device)
         if query is None:
-            query = self.entity_embedding.weight @ self.gcn.W_Q
+            query = self._tables()[1] @ self.gcn.W_Q
         sampled = self.sampler.sample_edges(self.kg, rng)
         scores, _ = ops.rationale_scores(
             query,
-            self.gcn.relation_embedding.weight.detach(),
+            self.gcn.relation.detach(),
             self.kg,
             self.gcn.n_heads,
             edge_mask=None if sampled is None else self.kg.edge_mask(sampled, "row"),
@@ -209,9 +227,9 @@ class KGRec(EdgeListSampling, nn.Module):
             Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
         """
         user_sum, entity_sum, _, _, mae_loss, cl_loss = self._step(masks)
-        entities, rows = self.entity_embedding.weight, entity_sum.shape[0]
+        (users, entities), rows = self._tables(), entity_sum.shape[0]
         propagated = torch.cat([entities[:rows] + entity_sum, entities[rows:]])
-        return self.user_embedding.weight + user_sum, propagated, mae_loss, cl_loss
+        return users + user_sum, propagated, mae_loss, cl_loss
 
     def _step(
         self,
@@ -230,7 +248,7 @@ class KGRec(EdgeListSampling, nn.Module):
             those read, where there are ids), the propagated embeddings [n, D] of ``user_ids`` and
             ``item_ids`` (empty where these are None), reconstruction loss, contrast loss.
         """
-        users, entities = self.user_embedding.weight, self.entity_embedding.weight
+        users, entities = self._tables()
         with torch.no_grad():
             query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
         if masks is None:
@@ -271,7 +289,7 @@ class KGRec(EdgeListSampling, nn.Module):
             self._edge_weight,
             edge_mask=edge_mask,
             inter_mask=kept,
-            rng=dropout,
+            rng=dropout if self.encoder_dropout else None,
             query=query,
             item_emb=items,
             user_ids=user_ids,
@@ -287,7 +305,7 @@ class KGRec(EdgeListSampling, nn.Module):
         mae_loss = ops.reconstruction_loss(
             head,
             tail,
-            self.gcn.relation_embedding.weight,
+            self.gcn.relation,
             kg.rel.index_select(0, masks.slots),
             masks.slot_weight,
         )
@@ -323,7 +341,15 @@ class KGRec(EdgeListSampling, nn.Module):
         Returns:
             Scalar.
         """
-        self._cache = None
+        loss, mae_loss, cl_loss = self._losses(batch, rng, masks)
+        return loss + mae_loss + cl_loss
+
+    def _losses(
+        self, batch: Batch, rng: Tensor | None, masks: StepMasks | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The parts of the loss, weighted: BPR with L2, reconstruction, contrast."""
+        if self._cache is not None:  # torch.export would take an assignment for a side effect
+            self._cache = None
         user, positive = batch["user_id"], batch["item_id"]
         if rng is None:
             rng = draw_rng(self.kg.device) if masks is None else masks.rng
@@ -335,8 +361,8 @@ class KGRec(EdgeListSampling, nn.Module):
         )
         positive, negative = items.chunk(2)
         weight = batch.get("weight")
-        loss = ops.bpr_loss(user_emb, positive, negative, self.reg_weight, weight)
-        return loss + self.mae_coef * mae_loss + self.cl_coef * cl_loss
+        loss = ops.bpr_loss(user_emb, positive, negative, self.reg_weight, weight, self.bpr_eps)
+        return loss, self.mae_coef * mae_loss, self.cl_coef * cl_loss
 
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
         """The training loss of a batch, all parts weighted and added up.
@@ -407,15 +433,10 @@ class KGRec(EdgeListSampling, nn.Module):
                 self._cache = self._propagate()
         return self._cache
 
-    def _propagate(self) -> tuple[Tensor, Tensor]:
-        return self.gcn(
-            self.user_embedding.weight,
-            self.entity_embedding.weight,
-            self.hops,
-            None,
-            self.interactions,
-            self._edge_weight,
-            dropout=False,
+    def _propagate(self, edge_mask: EdgeMask | None = None) -> tuple[Tensor, Tensor]:
+        users, entities = self._tables()
+        return self.gcn.propagate(
+            users, entities, self.hops, self.interactions, self._edge_weight, edge_mask=edge_mask
         )
 
     def predict(self, batch: Batch) -> Tensor:
@@ -433,7 +454,7 @@ class KGRec(EdgeListSampling, nn.Module):
 
     def rationales(self) -> Tensor:
         """Rationale scores [E] of all edges, in the order in which the graph was given."""
-        return self.gcn.norm_attn_computer(self.entity_embedding.weight, self.kg)
+        return self.gcn.rationale_scores(self._tables()[1], self.kg)[0]
 
     # -- upkeep -----------------------------------------------------------------------------------
 
@@ -447,7 +468,7 @@ class KGRec(EdgeListSampling, nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KGRec:
         super()._apply(fn, recurse)
-        device = self.entity_embedding.weight.device
+        device = self.gcn.W_Q.device
         self.hops, self.interactions = self.hops.to(device), self.interactions.to(device)
         self._cache = None
         return self

@@ -107,7 +107,7 @@ class StepSampler(nn.Module):
 
     def sample_interactions(self, rng: Tensor) -> Tensor | None:
         """bool [M], True where an interaction survives dropout; None where none is dropped."""
-        if self.node_dropout_rate == 0 or not self.training:
+        if self.node_dropout_rate == 0 or not (self.training or self.published_quirks):
             return None
         return ops.dropout_mask(self.num_interactions, 1 - self.keep_rate, rng)
 

@@ -24,8 +24,11 @@ def resolve_hops(
     edge_type: Tensor | None,
     nodes: int,
     relations: int,
+    first_relation: int = 0,
 ) -> HopGraphs:
     """The knowledge graph that ``edge_index, edge_type`` stand for.
+
+    ``first_relation`` is the lowest id in a tensor ``edge_type``.
 
     Raises:
         TypeError, ValueError: They are neither two tensors nor a graph of that size and None.
@@ -33,7 +36,9 @@ def resolve_hops(
     if not isinstance(edge_index, RelGraph | HopGraphs):
         if edge_type is None:
             raise ValueError("edge_type is None, expected the relation of each edge")
-        return HopGraphs(as_rel_graph(edge_index, edge_type, nodes, nodes, relations))
+        return HopGraphs(
+            as_rel_graph(edge_index, edge_type, nodes, nodes, relations, first_relation)
+        )
     if edge_type is not None:
         raise ValueError("edge_type is given together with a graph, expected None")
     hops = HopGraphs(edge_index) if isinstance(edge_index, RelGraph) else edge_index

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast, overload
+from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
-from kgrec_fast.graph_cache import as_interaction_graph
-from kgrec_fast.nn._arguments import (
-    Mask,
-    check_embedding,
-    prepared_mask,
-    resolve_hops,
-    resolve_interactions,
-)
+from kgrec_fast.nn._arguments import Mask, prepared_mask
 from kgrec_fast.nn._item_attention import user_softmax
-from kgrec_fast.nn._streams import draw_rng
+from kgrec_fast.nn.edge_layer import EdgeLayer
 from kgrec_fast.nn.hops import HopGraphs
-from kgrec_fast.nn.propagation import Propagation, padded
+from kgrec_fast.nn.propagation import padded
 
 
-class AttnHGCN(Propagation):
+class AttnHGCN(EdgeLayer):
     """Attentive aggregation over a knowledge graph and over interactions (section 3.2 of KGRec).
 
     N nodes (items first), U users, D the embedding size, E edges of the KG, M interactions. One hop
@@ -110,8 +102,7 @@ class AttnHGCN(Propagation):
         if item_attn is not None:
             attention = user_softmax(item_attn, inter, inter_mask)
             weight = attention if weight is None else weight * attention
-        rows = hops.first.num_rows
-        user_sum, entity_sum = self.messages(
+        return self.propagate(
             user_emb,
             entity_emb,
             hops,
@@ -120,9 +111,7 @@ class AttnHGCN(Propagation):
             edge_mask=prepared_mask(hops.first, edge_mask),
             inter_mask=inter_mask,
             rng=self._rng(entity_emb, rng) if dropout else None,
-            residuals=(user_emb, entity_emb[:rows]),
         )
-        return user_sum, _joined(entity_sum, entity_emb[rows:])
 
     def forward_ui(
         self,
@@ -175,15 +164,8 @@ class AttnHGCN(Propagation):
             Entities [N, D].
         """
         hops = self._hops(entity_emb, edge_index, edge_type)
-        rows = hops.first.num_rows
-        entity_sum = self.kg_messages(
-            entity_emb,
-            hops,
-            edge_mask=prepared_mask(hops.first, edge_mask),
-            rng=self._rng(entity_emb, rng),
-            residual=entity_emb[:rows],
-        )
-        return _joined(entity_sum, entity_emb[rows:])
+        mask = prepared_mask(hops.first, edge_mask)
+        return self.propagate_kg(entity_emb, hops, mask, self._rng(entity_emb, rng))
 
     # -- one hop ----------------------------------------------------------------------------------
 
@@ -242,7 +224,7 @@ class AttnHGCN(Propagation):
     ) -> Tensor:
         """Mean over the edges of each head of x_t * rel_r; arguments as in :meth:`forward_kg`."""
         graph = self._hops(entity_emb, edge_index, edge_type).first
-        agg = ops.relation_mean(entity_emb, self.relation_embedding.weight, graph, edge_mask)
+        agg = ops.relation_mean(entity_emb, self.relation, graph, edge_mask)
         return padded(agg, entity_emb.shape[0])
 
     @overload
@@ -267,7 +249,6 @@ class AttnHGCN(Propagation):
         edge_mask: Mask = None,
     ) -> tuple[Tensor, Tensor]: ...
 
-    @torch.no_grad()
     def norm_attn_computer(
         self,
         entity_emb: Tensor,
@@ -277,65 +258,10 @@ class AttnHGCN(Propagation):
         *,
         edge_mask: Mask = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Rationale scores of the edges (section 3.1 of KGRec), without gradient.
-
-        The logit of an edge is the mean of its attention scores over the attention heads; its
-        rationale score is the softmax of the logits over the edges of the head node, times their
-        number.
-
-        Args:
-            entity_emb: [N, D].
-            edge_index, edge_type, edge_mask: As in :meth:`forward`; but a raw ``edge_index``
-                without ``edge_type`` leaves the relations out of the logits.
-            return_logits: Whether to return the logits as well.
+        """:meth:`rationale_scores` under its published name.
 
         Returns:
-            Scores [E] in the caller's order of edges, or scores and logits. A masked edge has the
-            score 0 and the logit -inf.
+            Scores [E], or with ``return_logits`` scores and logits.
         """
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
-        relation: Tensor | None = self.relation_embedding.weight
-        if edge_type is None and not isinstance(edge_index, RelGraph | HopGraphs):
-            relation, nodes = None, entity_emb.shape[0]
-            graph: RelGraph | InteractionGraph = as_interaction_graph(edge_index, nodes, nodes)
-        else:
-            graph = self._hops(entity_emb, edge_index, edge_type).first
-        # Without relations any graph will do.
-        scores, logits = ops.rationale_scores(
-            entity_emb @ self.W_Q, relation, cast(RelGraph, graph), self.n_heads, edge_mask
-        )
+        scores, logits = self.rationale_scores(entity_emb, edge_index, edge_type, edge_mask)
         return (scores, logits) if return_logits else scores
-
-    def _rng(self, x: Tensor, rng: Tensor | None) -> Tensor | None:
-        """Seed and step of the dropout: int64 [2]; None where nothing is dropped."""
-        if not self.training or self.mess_dropout_rate == 0:
-            return None
-        return draw_rng(x.device) if rng is None else rng
-
-    # -- arguments --------------------------------------------------------------------------------
-
-    def _hops(
-        self,
-        entity_emb: Tensor,
-        edge_index: Tensor | RelGraph | HopGraphs,
-        edge_type: Tensor | None,
-    ) -> HopGraphs:
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
-        return resolve_hops(edge_index, edge_type, entity_emb.shape[0], self.n_relations - 1)
-
-    def _interactions(
-        self,
-        user_emb: Tensor,
-        item_emb: Tensor,
-        inter_edge: Tensor | InteractionGraph,
-        items_name: str,
-    ) -> InteractionGraph:
-        check_embedding("user_emb", user_emb, self.embedding_size)
-        check_embedding(items_name, item_emb, self.embedding_size)
-        return resolve_interactions(
-            inter_edge, user_emb.shape[0], item_emb.shape[0], exact=items_name == "item_emb"
-        )
-
-
-def _joined(first: Tensor, rest: Tensor) -> Tensor:
-    return first if rest.shape[0] == 0 else torch.cat([first, rest])

@@ -57,13 +57,24 @@ class Propagation(nn.Module):
         self.n_relations = n_relations
         self.mess_dropout_rate = mess_dropout_rate
         self.d_k = embedding_size // self.n_heads
-        self.relation_embedding = nn.Embedding(n_relations - 1, embedding_size)
-        self.W_Q = nn.Parameter(torch.empty(embedding_size, embedding_size))
+        self._add_parameters()
         self.reset_parameters()
+
+    W_Q: nn.Parameter
+
+    def _add_parameters(self) -> None:
+        """Makes the parameters. Layers with other names override this, and :attr:`relation`."""
+        self.relation_embedding = nn.Embedding(self.n_relations - 1, self.embedding_size)
+        self.W_Q = nn.Parameter(torch.empty(self.embedding_size, self.embedding_size))
+
+    @property
+    def relation(self) -> Tensor:
+        """[n_relations - 1, D], the embeddings of the relations."""
+        return self.relation_embedding.weight
 
     def reset_parameters(self) -> None:
         """Xavier-uniform values for the relation embeddings and for ``W_Q``."""
-        nn.init.xavier_uniform_(self.relation_embedding.weight)
+        nn.init.xavier_uniform_(self.relation)
         nn.init.xavier_uniform_(self.W_Q)
 
     def extra_repr(self) -> str:
@@ -216,7 +227,7 @@ class Propagation(nn.Module):
         """
         graph, total = hops.first, residual
         rows = graph.num_rows if first_rows is None else first_rows
-        relation = self.relation_embedding.weight
+        relation = self.relation
         for hop in range(self.n_hops):
             if hop == 1:
                 edge_mask = hops.later_mask(edge_mask)
@@ -261,7 +272,7 @@ class Propagation(nn.Module):
         return ops.attention_and_mean(
             entity_emb,
             self.W_Q,
-            self.relation_embedding.weight,
+            self.relation,
             hops.first,
             self.n_heads,
             edge_mask,
@@ -285,7 +296,7 @@ class Propagation(nn.Module):
         ``query`` is ``x @ W_Q`` where it is known. ``outer`` [A] counts edges to zero nodes beside
         the graph. ``active`` are the rows of ``x`` outside of which it is zero, where they are few.
         """
-        relation, heads = self.relation_embedding.weight, self.n_heads
+        relation, heads = self.relation, self.n_heads
         if active is not None:
             part = x.index_select(0, active) @ self.W_Q
             query = part.new_zeros(x.shape).index_copy(0, active, part)

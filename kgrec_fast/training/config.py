@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from kgrec_fast.training.metrics import METRICS
+from kgrec_fast.training.protocol import implied_settings
 
 
 class ConfigError(ValueError):
@@ -52,7 +53,7 @@ class DatasetConfig(_Section):
     inverse: bool | None = Field(
         default=None, description="add inverse relations; the format's habit"
     )
-    split: Literal["auto", "given", "random"] = Field(
+    split: Literal["auto", "given", "random", "published"] = Field(
         default="auto", description="where splits come from"
     )
     carve_valid: bool = Field(
@@ -115,6 +116,10 @@ class EvaluationConfig(_Section):
 
     ks: tuple[PositiveInt, ...] = Field(default=(5, 10, 20), min_length=1)
     best_by: str = "ndcg@10"
+    protocol: Literal["default", "paper"] = Field(
+        default="default",
+        description="paper: as the paper's code, which chooses the epoch on test",
+    )
 
     @model_validator(mode="after")
     def _best_by_is_measured(self) -> EvaluationConfig:
@@ -143,20 +148,29 @@ class Config(_Section):
 def load_config(
     path: Path | None = None,
     *,
+    preset: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     assignments: Iterable[str] = (),
 ) -> Config:
-    """The defaults, then a YAML file, then overrides, then ``key=value`` assignments.
+    """Defaults, a preset, a YAML file, overrides, ``key=value`` assignments: the later one counts.
+
+    Where ``evaluation.protocol`` is not the default, what it implies comes before all of these.
 
     Args:
         path: a YAML file of sections, or None.
+        preset: values by dotted name, or None.
         overrides: values by dotted name, such as ``training.lr``; None means not given.
         assignments: texts like ``training.lr=0.01``, the value read as YAML.
 
     Raises:
         ConfigError: naming each wrong field, its value and what was expected.
     """
-    tree = read_yaml(path) if path is not None else {}
+    tree: dict[str, Any] = {}
+    for name, value in (preset or {}).items():
+        _assign(tree, name, value)
+    for section, fields in (read_yaml(path) if path is not None else {}).items():
+        known = tree.setdefault(section, {})
+        tree[section] = {**known, **fields} if isinstance(fields, dict) else fields
     for name, value in (overrides or {}).items():
         if value is not None:
             _assign(tree, name, value)
@@ -168,6 +182,8 @@ def load_config(
             _assign(tree, name.strip(), yaml.safe_load(value))
         except yaml.YAMLError:
             raise ConfigError(f"{name.strip()}: got {value!r}, expected a YAML value") from None
+    for name, value in implied_settings(tree).items():
+        _assign(tree, name, value, anew=False)
     return parse_config(tree)
 
 
@@ -210,14 +226,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+def _assign(tree: dict[str, Any], name: str, value: Any, anew: bool = True) -> None:
+    """Sets a value by its dotted name; without ``anew`` only where there is none."""
     *sections, field = name.split(".")
     for section in sections:
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
             raise ConfigError(f"{section}: got {branch!r}, expected a mapping of fields")
         tree = branch
-    tree[field] = value
+    if anew or field not in tree:
+        tree[field] = value
 
 
 def _explain(error: Any) -> str:

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from kgrec_fast.training.metrics import METRICS
+from kgrec_fast.training.protocol import metrics_of, split_of
 
 _TITLES = {"ndcg": "NDCG", "mrr": "MRR"}
 # Without a terminal: a line for an epoch, but none sooner than this after the last.
@@ -99,7 +100,8 @@ class ConsoleReporter(Reporter):
 
     def epoch_end(self, record: Mapping[str, Any], *, is_best: bool) -> None:
         now = time.monotonic()
-        evaluated = bool(record["valid"])
+        metrics = metrics_of(record)
+        evaluated = bool(metrics)
         table = evaluated and self._tables
         waited = not self.console.is_terminal and now - self._last_line >= _QUIET_SECONDS
         if table or waited:
@@ -107,12 +109,13 @@ class ConsoleReporter(Reporter):
             self.console.print(
                 f"epoch {record['epoch']}/{self._epochs}: loss {record['loss']:.4f}, "
                 f"{record['seconds']:.1f} s, {record['pairs_per_second']:,.0f} pairs/s"
-                + (f", {_line(record['valid'])}" if evaluated and not table else "")
+                + (f", {_line(metrics)}" if evaluated and not table else "")
                 + (", best so far" if is_best else ""),
                 soft_wrap=True,
             )
         if table:
-            self.console.print(metrics_table(f"valid, epoch {record['epoch']}", record["valid"]))
+            title = f"{split_of(record)}, epoch {record['epoch']}"
+            self.console.print(metrics_table(title, metrics))
 
     def stop(self) -> None:
         if self._progress is not None:

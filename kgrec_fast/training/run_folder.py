@@ -14,6 +14,7 @@ from typing import Any
 from kgrec_fast.training.checkpoint import write_atomically, write_text
 from kgrec_fast.training.config import Config, ConfigError, parse_config, read_yaml
 from kgrec_fast.training.metrics import METRICS
+from kgrec_fast.training.protocol import metrics_of, split_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class RunFolder:
         writer.writerows(history)
         write_text(self.loss_file, text.getvalue())
 
-    def write_curves(self, history: Sequence[Mapping[str, Any]], best_by: str) -> None:
+    def write_curves(
+        self, history: Sequence[Mapping[str, Any]], best_by: str, best_epoch: int
+    ) -> None:
         """The picture of the learning curves: loss, and each metric at the cutoff of `best_by`."""
         # The object interface draws off screen and keeps no global state, unlike pyplot.
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -126,20 +129,21 @@ class RunFolder:
         left, right = figure.subplots(1, 2)
         left.plot([r["epoch"] for r in history], [r["loss"] for r in history], color="tab:gray")
         left.set(title="training loss", xlabel="epoch", ylabel="mean loss of a step")
-        evaluated = [record for record in history if record["valid"]]
+        evaluated = [record for record in history if metrics_of(record)]
         k = best_by.partition("@")[2]
         for metric in METRICS:
             name = f"{metric}@{k}"
-            points = [record["valid"][name] for record in evaluated]
+            points = [metrics_of(record)[name] for record in evaluated]
             style = {"linewidth": 2.2} if name == best_by else {"linewidth": 1.0, "alpha": 0.7}
             right.plot([r["epoch"] for r in evaluated], points, marker="o", label=name, **style)
         if evaluated:
-            best = max(evaluated, key=lambda record: record["valid"][best_by])["epoch"]
-            right.axvline(best, color="black", linestyle=":", label=f"best: epoch {best}")
+            label = f"best: epoch {best_epoch}"
+            right.axvline(best_epoch, color="black", linestyle=":", label=label)
             figure.legend(loc="outside right upper", fontsize="small")
         else:
             right.text(0.5, 0.5, "no evaluation yet", ha="center", transform=right.transAxes)
-        right.set(title="validation", xlabel="epoch")
+        on_test = any(split_of(record) == "test" for record in evaluated)
+        right.set(title="test" if on_test else "validation", xlabel="epoch")
         for axes in (left, right):
             axes.grid(alpha=0.3)
             axes.xaxis.get_major_locator().set_params(integer=True)

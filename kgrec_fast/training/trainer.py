@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from kgrec_fast.training.config import Config
 from kgrec_fast.training.evaluation import evaluate
 from kgrec_fast.training.interrupts import Interrupts, TrainingInterrupted
 from kgrec_fast.training.optimizer import load_optimizer, make_adam, optimizer_tensors
+from kgrec_fast.training.protocol import PROTOCOLS, metrics_of
 from kgrec_fast.training.report import Reporter
 from kgrec_fast.training.run_folder import RunFolder
 from kgrec_fast.training.steps import (
@@ -107,6 +110,13 @@ class Trainer:
         self.config = config
         self.reporter = reporter or Reporter()
         settings = config.training
+        self.protocol = PROTOCOLS[config.evaluation.protocol]
+        if self.protocol.split == "test":
+            warnings.warn(
+                f"evaluation.protocol is {config.evaluation.protocol!r}: the epoch is chosen on "
+                "the test split, so that the metrics reported for it flatter the model",
+                stacklevel=2,
+            )
         self.device = next(model.parameters()).device
         self.loader = PairLoader(
             dataset, settings.batch_size, seed=settings.seed, device=self.device
@@ -142,11 +152,9 @@ class Trainer:
             self.reporter.note(f"cuda_graph: {reason}; steps run plainly")
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The record of the best evaluated epoch so far; of equal ones the first."""
-        evaluated = [record for record in self.history if record["valid"]]
-        by = self.config.evaluation.best_by
-        return max(evaluated, key=lambda record: record["valid"][by], default=None)
+    def best(self) -> Mapping[str, Any] | None:
+        """The record of the best evaluated epoch so far, see `Protocol.best`."""
+        return self.protocol.best(self.history, self.config.evaluation.best_by)
 
     @property
     def stopped_early(self) -> bool:
@@ -158,7 +166,7 @@ class Trainer:
         best = self.best
         if best is None:
             return False
-        since = sum(1 for r in self.history if r["valid"] and r["epoch"] > best["epoch"])
+        since = sum(1 for r in self.history if metrics_of(r) and r["epoch"] > best["epoch"])
         return since >= self.config.training.patience
 
     def fit(self, *, resume: bool = False) -> Results:
@@ -178,11 +186,10 @@ class Trainer:
         if resume:
             self.restore(load_checkpoint(self.folder.last))
         settings = self.config.training
-        has_valid = self.dataset.valid.shape[1] > 0
         with Interrupts() as interrupts:
             pairs = self.dataset.train.shape[1]
             done = self.epoch * pairs + min(self._steps * settings.batch_size, pairs)
-            evaluations = -(-settings.epochs // settings.eval_every) if has_valid else 0
+            evaluations = sum(map(self._is_due, range(1, settings.epochs + 1)))
             self.reporter.start(
                 epochs=settings.epochs, pairs=pairs, evaluations=evaluations, done=done
             )
@@ -254,31 +261,37 @@ class Trainer:
         """Evaluates if it is time to, records the epoch and saves."""
         settings = self.config.training
         number = self.epoch + 1
-        due = number % settings.eval_every == 0 or number == settings.epochs
-        valid = None
-        if due and self.dataset.valid.shape[1]:
-            valid = self._evaluate("valid", interrupts)
+        metrics = None
+        if self._is_due(number):
+            metrics = self._evaluate(self.protocol.split, interrupts, save=True)
         record = {
             "epoch": number,
             "loss": self._loss_sum / self._steps,
             "seconds": self._seconds,
             "pairs_per_second": self.dataset.train.shape[1] / max(self._seconds, 1e-9),
-            "valid": valid,
+            "valid": None,
+            self.protocol.split: metrics,
         }
         self.history.append(record)
         self.epoch = number
         self._loss_sum, self._steps, self._seconds = 0.0, 0, 0.0
         self._loader_state = self.loader.state_dict()
-        is_best = valid is not None and self.best is record
+        is_best = metrics is not None and self.best is record
         if is_best:
             self._save_best()
         last = number == settings.epochs or self._out_of_patience()
-        if valid or last or time.monotonic() - self._saved_at >= _SECONDS_PER_SAVE:
+        if metrics or last or time.monotonic() - self._saved_at >= _SECONDS_PER_SAVE:
             self._save()
             self._write_reports(draw=time.monotonic() - self._drawn_at >= _SECONDS_PER_DRAWING)
         self.reporter.epoch_end(record, is_best=is_best)
         if interrupts() and not last:
             self._stop(interrupts)
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether an epoch, counted from 1, ends with an evaluation."""
+        settings = self.config.training
+        there = self.dataset.split(self.protocol.split).shape[1] > 0
+        return there and self.protocol.is_due(epoch, settings.eval_every, settings.epochs)
 
     def _finish(self, interrupts: Interrupts) -> Results:
         """Loads the best epoch and evaluates it on the test split."""
@@ -293,7 +306,9 @@ class Trainer:
                 f"best epoch {best['epoch']}"
             )
         load_model(self.model, checkpoint)
-        test = self._evaluate("test", interrupts) if self.dataset.test.shape[1] else None
+        test = None
+        if self.dataset.test.shape[1]:  # the last state is saved already
+            test = self._evaluate("test", interrupts, save=False)
         results = Results(
             run_dir=self.folder.path,
             best_epoch=best["epoch"],
@@ -306,7 +321,8 @@ class Trainer:
         self.model.eval()
         return results
 
-    def _evaluate(self, split: str, interrupts: Interrupts) -> dict[str, float]:
+    def _evaluate(self, split: str, interrupts: Interrupts, *, save: bool) -> dict[str, float]:
+        """Metrics of a split; ``save`` says whether to save the state if a signal comes."""
         try:
             return evaluate(
                 self.model,
@@ -316,11 +332,11 @@ class Trainer:
                 stop=interrupts,
             )
         except InterruptedError:
-            self._stop(interrupts, save=split == "valid")
+            self._stop(interrupts, save=save)
             raise
 
     def _stop(self, interrupts: Interrupts, *, save: bool = True) -> None:
-        """Saves and leaves. In the final evaluation the last state is saved already."""
+        """Saves, where asked to, and leaves."""
         if interrupts.received is None:
             raise RuntimeError("no signal was received")
         if save:
@@ -407,8 +423,9 @@ class Trainer:
                 "history": self.history,
             }
         )
-        if self.history:
+        if best:
             self.folder.write_loss(self.history)
             if draw:
-                self.folder.write_curves(self.history, self.config.evaluation.best_by)
+                by = self.config.evaluation.best_by
+                self.folder.write_curves(self.history, by, best["epoch"])
                 self._drawn_at = time.monotonic()

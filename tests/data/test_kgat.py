@@ -9,7 +9,7 @@ import pytest
 import torch
 from data_helpers import KGAT_FILES, real_kg_final, write_kgat
 
-from kgrec_fast.data import DataFormatError, load_kg_final, load_kgat
+from kgrec_fast.data import DataFormatError, load_dataset, load_kg_final, load_kgat
 
 
 def test_hand_made(tmp_path: Path) -> None:
@@ -47,6 +47,29 @@ def test_valid_is_carved_out_of_train(tmp_path: Path) -> None:
     assert not train & valid
     assert torch.equal(load_kgat(folder, seed=3).valid, data.valid)
     assert not torch.equal(load_kgat(folder, seed=4).valid, data.valid)
+
+
+def test_published_splits(tmp_path: Path) -> None:
+    """Train and test as they stand, whatever test has of train, and no valid at all."""
+    folder = write_kgat(tmp_path, test="0 4\n1 2 0 2\n1 0\n")
+    (folder / "valid.txt").write_text("9 7\n")
+    data = load_kgat(folder, split="published")
+    assert data.train.tolist() == [[0, 0, 0, 1, 3], [3, 1, 0, 2, 1]]
+    assert data.valid.shape == (2, 0)
+    assert data.test.tolist() == [[0, 1, 1], [4, 2, 0]]  # (1, 2) is known from train
+    assert (data.n_users, data.n_items) == (4, 5)  # valid.txt does not count
+    assert data.notes == (
+        "valid.txt is not read: the published splits are train and test",
+        "3 repeated (user, item) pairs are left out",
+        "1 duplicate triples are left out",
+    )
+    same = load_dataset(folder, split="published")
+    assert (same.test.tolist(), same.edge_type.tolist()) == (
+        data.test.tolist(),
+        data.edge_type.tolist(),
+    )
+    with pytest.raises(ValueError, match="split: expected auto or published, got 'given'"):
+        load_kgat(folder, split="given")
 
 
 def test_valid_file_is_read(tmp_path: Path) -> None:

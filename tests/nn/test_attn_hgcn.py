@@ -126,6 +126,19 @@ def test_masks_are_edge_lists_without_the_masked_edges(toy, layers, method, as_t
     torch.testing.assert_close(found, wanted, **EXACT)
 
 
+def test_item_attention_of_the_items_alone_with_raw_edges(toy, layers):
+    """Raw edges do not say how many nodes are items."""
+    fast, _ = layers
+    attention = torch.randn(ITEMS, dtype=torch.float64)
+    raw = (toy.edge_index, toy.edge_type, toy.inter_edge, toy.inter_edge_w)
+    wanted = fast(toy.users, toy.entities, toy.kg, None, toy.interactions, raw[3], attention)
+    found = fast(toy.users, toy.entities, *raw, attention)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    items = int(toy.inter_edge[1].max()) + 1
+    with pytest.raises(ValueError, match=f"with n at least {items}, the number of items"):
+        fast(toy.users, toy.entities, *raw, attention[: items - 1])
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_item_attention(toy, layers, masked):
     fast, reference = layers

@@ -138,6 +138,9 @@ MISTAKES = {
     "no run": (["train", "--resume", "DATA"], "no folder of a run"),
     "resume with more": (["train", "DATA", "--resume", "RUN", "--lr", "1"], "got DATASET, --lr"),
     "resume shorter": (["train", "--resume", "RUN", "--epochs", "2"], "--epochs: got 2, expected"),
+    "splits of the other layout": (["train", "DATA", "--protocol", "paper"], "got 'published'"),
+    "resume with a preset": (["train", "--resume", "RUN", "--preset", "mind-f"], "got --preset"),
+    "import of nothing": (["import", "nowhere.ckpt", "DATA"], "nowhere.ckpt: No such file"),
     "wrong layout": (["train", "DATA", "--format", "kgat"], "train.txt: No such file"),
     "evaluate no run": (["evaluate", "nowhere"], "no folder of a run"),
     "evaluate k": (["evaluate", "RUN", "-k", "0"], "ks: got 0"),
@@ -191,7 +194,7 @@ def test_errors_that_are_not_the_users_keep_their_traceback(
     assert isinstance(result.exception, ValueError)
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "recommend", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "recommend", "import", "info"])
 def test_help(command: str) -> None:
     assert command in succeed("--help")
     assert "Usage:" in succeed(command, "--help")

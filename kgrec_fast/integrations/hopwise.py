@@ -17,9 +17,7 @@ try:
     from hopwise.trainer import KGTrainer
     from hopwise.utils import InputType, KnowledgeEvaluationType
 except ImportError as error:
-    raise ImportError(
-        f"kgrec_fast.integrations.hopwise needs hopwise ({error}): pip install 'kgrec_fast[hopwise]'"
-    ) from error
+    raise _framework.missing("hopwise", error) from error
 
 __all__ = ["KGRec", "KGRecTrainer", "main", "register"]
 

@@ -17,9 +17,7 @@ try:
     from recbole.trainer import KGTrainer
     from recbole.utils import InputType
 except ImportError as error:
-    raise ImportError(
-        f"kgrec_fast.integrations.recbole needs RecBole ({error}): pip install 'kgrec_fast[recbole]'"
-    ) from error
+    raise _framework.missing("recbole", error) from error
 
 __all__ = ["KGRec", "KGRecTrainer", "register"]
 
@@ -47,6 +45,12 @@ class KGRecTrainer(_framework.PairTrainer, KGTrainer):
     since torch 2.6, and RecBole 1.2.1 does not ask for more: here it is asked for. As with every
     pickle, load only files that you trust.
     """
+
+    def __init__(self, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        # Names that numpy has given up and RecBole's metrics use. RecBole puts them back where a
+        # configuration is made, but not where one is read from a checkpoint.
+        config.compatibility_settings()
 
     def evaluate(
         self,

@@ -56,7 +56,7 @@ test: $(VENV)/.installed $(VENV)/.data
 wheel: $(VENV)/.installed
 	rm -rf build/compat
 	KGREC_FAST_CUDA=0 $(PIP) wheel --no-deps --no-build-isolation -w build/compat .
-	mkdir -p build/compat/run && cp -r tests csrc benchmarks pyproject.toml build/compat/run/
+	mkdir -p build/compat/run && cp -r tests csrc benchmarks docs README.md pyproject.toml build/compat/run/
 
 # $(call with_wheel,VENV,EXTRAS): an environment with that wheel and an older torch. The wheel is
 # installed again for itself: its version may be the one that is there.

@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks import baselines
 from benchmarks._harness import ROOT, Row, Timing, check_close, finish, parser, start, table
 from benchmarks.train_step import choice_of
+from kgrec_fast.training.memory import keep_freed_memory
 
 SIDES = ("ours", "published")
 METRIC = "ndcg@10"
@@ -104,6 +105,7 @@ def train(side: str, options: argparse.Namespace, seed: int) -> Run:
     """Trains one side in this process."""
     from hopwise.utils import get_trainer
 
+    keep_freed_memory()  # for either side, as `kgrec-fast hopwise` does
     kind = model_class(side, options.baseline)
     settings = settings_of(options, seed)
     config, model, train_data, valid, test = build(kind, options.dataset, settings)

@@ -405,6 +405,7 @@ def hopwise_command(arguments: tuple[str, ...]) -> None:
     with _mistakes(ImportError):
         from kgrec_fast.integrations import hopwise
 
+        keep_freed_memory()
         hopwise.main(arguments)
 
 

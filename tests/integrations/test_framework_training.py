@@ -165,6 +165,28 @@ def test_epochs_draw_no_triples(data_path, monkeypatch):
     assert not any("head_id" in names for names in seen)
 
 
+@pytest.mark.parametrize("learner", ["adam", "adamw", "sgd"])
+def test_the_optimizer_is_the_frameworks(data_path, learner):
+    """Adam in its fused form, with the framework's options and the model's order."""
+    built = build(options(data_path, learner=learner, learning_rate=0.02, weight_decay=0.03))
+    optimizer = built.trainer().optimizer
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    assert type(optimizer) is kinds[learner]
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["weight_decay"]) == (0.02, 0.03)
+    assert bool(group["fused"]) == (learner != "sgd")
+    parameters = list(built.model.parameters())
+    assert [id(p) for p in group["params"]] == [id(p) for p in parameters]
+    plain = kinds[learner]([p.detach().clone() for p in parameters], lr=0.02, weight_decay=0.03)
+    built.model.calculate_loss(built.batch()).backward()
+    for other, parameter in zip(plain.param_groups[0]["params"], parameters, strict=True):
+        other.grad = parameter.grad.clone()
+    optimizer.step()
+    plain.step()
+    for other, parameter in zip(plain.param_groups[0]["params"], parameters, strict=True):
+        torch.testing.assert_close(other, parameter, rtol=1e-5, atol=1e-6)
+
+
 def test_is_found_by_name():
     assert framework_utils.get_model("KGRec") is integration.KGRec
     kind = framework_utils.ModelType.KNOWLEDGE

@@ -2,6 +2,7 @@
 #   make demo      train KGRec on ml-100k and print a table of metrics
 #   make test      run the test suite
 #   make compat    run it again with the same binary under an older torch
+#   make test-integrations  run the tests inside hopwise and RecBole, each in an environment of its own
 #   make lint      ruff, mypy, clang-format
 #   make build     rebuild the native library after a change in csrc/
 
@@ -9,12 +10,14 @@ PYTHON ?= python3
 VENV ?= .venv
 COMPAT_VENV ?= .venv-compat
 COMPAT_TORCH ?= 2.13.0
+HOPWISE_VENV ?= .venv-hopwise
+RECBOLE_VENV ?= .venv-recbole
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EPOCHS ?= 30
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test compat lint format build install data clean
+.PHONY: demo test wheel compat test-integrations lint format build install data clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -49,19 +52,36 @@ demo: $(VENV)/.installed $(VENV)/.data
 test: $(VENV)/.installed $(VENV)/.data
 	$(BIN)/python -m pytest
 
-# The library is one binary for every torch from 2.10 on: the one built above, another torch.
-compat: $(VENV)/.installed $(VENV)/.data
-	$(PYTHON) -m venv $(COMPAT_VENV)
-	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install -U pip
+# The library is one binary for every torch from 2.10 on: the one built above, for other environments.
+wheel: $(VENV)/.installed
 	rm -rf build/compat
 	KGREC_FAST_CUDA=0 $(PIP) wheel --no-deps --no-build-isolation -w build/compat .
-	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install \
-	  torch==$(COMPAT_TORCH) "$$(ls $(CURDIR)/build/compat/*.whl)[train,test]"
-	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
+	mkdir -p build/compat/run && cp -r tests csrc benchmarks docs README.md pyproject.toml build/compat/run/
+
+# $(call with_wheel,VENV,EXTRAS): an environment with that wheel and an older torch. The wheel is
+# installed again for itself: its version may be the one that is there.
+define with_wheel
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip --disable-pip-version-check -q install -U pip
+	$(1)/bin/python -m pip --disable-pip-version-check -q install \
+	  torch==$(COMPAT_TORCH) "$$(ls $(CURDIR)/build/compat/*.whl)[$(2)]"
+	$(1)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
 	  --force-reinstall build/compat/*.whl
+endef
+comma := ,
+
+compat: wheel
+	$(call with_wheel,$(COMPAT_VENV),train$(comma)test)
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps recbole==1.2.1
-	mkdir -p build/compat/run && cp -r tests csrc benchmarks pyproject.toml build/compat/run/
 	cd build/compat/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest tests/ops tests/nn tests/models tests/test_graph.py
+
+test-integrations: wheel
+	$(call with_wheel,$(HOPWISE_VENV),train$(comma)test$(comma)hopwise)
+	cd build/compat/run && $(CURDIR)/$(HOPWISE_VENV)/bin/python -m pytest \
+	  tests/integrations/test_framework_*.py tests/integrations/test_hopwise_*.py
+	$(call with_wheel,$(RECBOLE_VENV),train$(comma)test$(comma)recbole)
+	cd build/compat/run && $(CURDIR)/$(RECBOLE_VENV)/bin/python -m pytest \
+	  tests/integrations/test_framework_*.py tests/integrations/test_recbole_*.py
 
 $(VENV)/.lint: | $(BIN)/python
 	$(PIP) install "ruff>=0.8" "mypy>=1.13" "clang-format>=18"
@@ -79,4 +99,4 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 clean:
-	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV)
+	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(HOPWISE_VENV) $(RECBOLE_VENV)

@@ -413,6 +413,21 @@ def _load(console: Console, run_dir: Path, which: str, threads: int | None) -> A
         return load_run(folder, which)
 
 
+@main.command(
+    name="hopwise",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def hopwise_command(arguments: tuple[str, ...]) -> None:
+    """Run hopwise's own command, which then knows this KGRec: hopwise train --model KGRec ..."""
+    with mistakes(ImportError):
+        from kgrec_fast.integrations import hopwise
+
+        keep_freed_memory()
+        hopwise.main(arguments)
+
+
 @main.command()
 def info() -> None:
     """Print versions, the native libraries loaded or why not, the instruction set, threads."""

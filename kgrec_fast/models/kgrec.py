@@ -95,7 +95,9 @@ class KGRec(EdgeListSampling, nn.Module):
         samp_func: str = "torch",
         published_quirks: bool = False,
     ) -> None:
-        super().__init__()
+        # Not super(): an integration also derives from its framework's base class, which comes
+        # before nn.Module and takes other arguments.
+        nn.Module.__init__(self)
         check_graphs(n_users, n_items, n_entities, n_relations, kg, interactions)
         for name, rate in (("node_dropout_rate", node_dropout_rate), ("cl_drop", cl_drop)):
             keeps_all = name == "node_dropout_rate" and published_quirks and rate == 1

@@ -17,6 +17,13 @@ def among(ids: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter_(0, ids, True)
 
 
+def _looked_at() -> bool:
+    """Whether gradients are searched for NaN (anomaly detection, which the compiler does not know),
+    so that no row may be left unwritten.
+    """
+    return not torch.compiler.is_compiling() and torch.is_anomaly_enabled()
+
+
 class _OnlyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ids: Tensor) -> Tensor:
@@ -28,7 +35,7 @@ class _OnlyRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        if FEW * ids.numel() < ctx.shape[0]:
+        if FEW * ids.numel() < ctx.shape[0] and not _looked_at():
             whole = grad.new_empty(ctx.shape).index_fill_(0, ids, 0)
         else:
             whole = grad.new_zeros(ctx.shape)
@@ -53,7 +60,7 @@ class _OnlyFirst(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = grad.new_empty(ctx.shape)
+        whole = (grad.new_zeros if _looked_at() else grad.new_empty)(ctx.shape)
         whole[: grad.shape[0]] = grad
         return whole, None
 

@@ -61,6 +61,19 @@ def test_repeats_bit_by_bit(world, pairs, threads, restore_threads):
     assert not torch.equal(model.training_step(pairs, RNG + torch.tensor([0, 1])), wanted)
 
 
+def test_anomaly_detection_finds_nothing(world, pairs):
+    """Not even where memory that nobody writes, and nobody reads, would be NaN."""
+    model = world.model()
+    wanted = gradients(model, model.training_step(pairs, RNG))
+    torch.use_deterministic_algorithms(True)  # fills such memory with NaN
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            found = gradients(model, model.training_step(pairs, RNG))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    same_bits(found, wanted)
+
+
 def test_draws_from_torch_where_there_is_no_rng(world, pairs):
     model = world.model()
     torch.manual_seed(5)

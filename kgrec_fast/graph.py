@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from kgrec_fast import cuda_plan
 from kgrec_fast.graph_build import (
@@ -37,23 +38,24 @@ G = TypeVar("G", bound="_Graph")
 # Masks
 
 
+@dataclass(eq=False, repr=False)
 class EdgeMask:
     """A subset of a graph's edges, made by `graph.edge_mask`; both orders, the second made once.
 
     Attributes:
         row: bool [E] in row order, True where the edge is kept.
+        graph: whose edges.
     """
 
-    def __init__(self, row: Tensor, graph: _Graph) -> None:
-        self.row = row
-        self._graph = graph
-        self._col: Tensor | None = None
+    row: Tensor
+    graph: _Graph
+    _col: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def col(self) -> Tensor:
         """bool [E] in column order; copied when first asked for."""
         if self._col is None:
-            self._col = self.row.index_select(0, self._graph.columns()[3])
+            self._col = self.row.index_select(0, self.graph.columns()[3])
         return self._col
 
     def __repr__(self) -> str:
@@ -420,5 +422,16 @@ class InteractionGraph(_Graph):
         return self.touched_ptr, self.touched_gap  # type: ignore[return-value]
 
 
-for _cls in (RelGraph, InteractionGraph):
-    torch.export.register_dataclass(_cls, serialized_type_name=f"kgrec_fast.{_cls.__name__}")
+def register_pytree(cls: type) -> None:
+    """Makes a dataclass of tensors one that torch.compile and torch.export see through.
+
+    Longer names come first: torch.export puts its inputs into its guards by replacing their names
+    in order, where `rel` is also the beginning of `relation_counts`.
+    """
+    names = sorted((f.name for f in fields(cls)), key=len, reverse=True)
+    name = f"kgrec_fast.{cls.__name__}"
+    _pytree.register_dataclass(cls, field_names=names, serialized_type_name=name)
+
+
+for _cls in (RelGraph, InteractionGraph, EdgeMask):
+    register_pytree(_cls)

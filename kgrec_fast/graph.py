@@ -423,7 +423,7 @@ class InteractionGraph(_Graph):
 
 
 def register_pytree(cls: type) -> None:
-    """Makes a dataclass of tensors one that torch.compile and torch.export see through.
+    """Makes a dataclass of tensors an input of torch.compile, torch.export and torch.load.
 
     Longer names come first: torch.export puts its inputs into its guards by replacing their names
     in order, where `rel` is also the beginning of `relation_counts`.
@@ -431,6 +431,7 @@ def register_pytree(cls: type) -> None:
     names = sorted((f.name for f in fields(cls)), key=len, reverse=True)
     name = f"kgrec_fast.{cls.__name__}"
     _pytree.register_dataclass(cls, field_names=names, serialized_type_name=name)
+    torch.serialization.add_safe_globals([cls])  # for torch.load with weights_only
 
 
 for _cls in (RelGraph, InteractionGraph, EdgeMask):

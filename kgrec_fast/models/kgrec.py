@@ -323,7 +323,8 @@ class KGRec(EdgeListSampling, nn.Module):
         Returns:
             Scalar.
         """
-        self._cache = None
+        if self._cache is not None:  # torch.export would take an assignment for a side effect
+            self._cache = None
         user, positive = batch["user_id"], batch["item_id"]
         if rng is None:
             rng = draw_rng(self.kg.device) if masks is None else masks.rng

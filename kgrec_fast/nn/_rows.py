@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kgrec_fast.ops._common import keeps_to_ops
+
 
 def among(ids: Tensor, size: int) -> Tensor:
     """bool [size], True at ``ids`` (int64)."""
-    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter_(0, ids, True)
+    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter(0, ids, True)
 
 
 class _OnlyRows(torch.autograd.Function):
@@ -34,7 +36,7 @@ def only_rows(x: Tensor, ids: Tensor) -> Tensor:
     The other rows of the gradient are not written, which would cost a pass over memory: ``x`` must
     come from a sum over edges whose mask leaves out all edges of the other rows.
     """
-    return _OnlyRows.apply(x, ids)
+    return x.index_select(0, ids) if keeps_to_ops() else _OnlyRows.apply(x, ids)
 
 
 class _Readers(torch.autograd.Function):
@@ -77,6 +79,8 @@ def readers(x: Tensor, ids: Tensor, first: int = 0) -> tuple[Tensor, Tensor, Ten
         The rows ``ids`` [n, D], the first rows [first, D], and ``x`` itself for what reads all of
         it. The gradient of the last is written to: it must be no tensor that anyone else holds.
     """
+    if keeps_to_ops():
+        return x.index_select(0, ids), x[:first], x
     return _Readers.apply(x, ids, first)
 
 

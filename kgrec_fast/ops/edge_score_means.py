@@ -44,7 +44,7 @@ def edge_score_means(
     in_row_order = graph.to_row_order(score) if edge_order == "caller" else score
     wide = in_row_order.to(_common.accumulate_dtype(score.dtype))
     row_mask = None if mask is None else mask.row
-    means = torch.ops.kgrec_fast.edge_score_means(
+    means = _edge_score_means(
         wide, graph.tensors(columns=True), row_mask, count
     )
     return means.to(score.dtype)
@@ -95,4 +95,4 @@ if _library.CPU.loaded:
     def _(score: Tensor, graph: list[Tensor], row_mask: Tensor | None, num_items: int) -> Tensor:
         return score.new_empty(num_items)
 
-    _common.register_no_grad("edge_score_means")
+    _edge_score_means = _common.register_no_grad("edge_score_means")

@@ -54,8 +54,8 @@ def projected_attention(
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
     needs_grad = _common.wants_grad(x, weight, relation)
-    if not needs_grad or not _common.runs_native(x.device):
-        # Without a gradient there is nothing to save; the reference leaves it to autograd.
+    if not needs_grad or not _common.runs_native(x.device) or _common.keeps_to_ops():
+        # Without a gradient there is nothing to save; the others leave it to autograd.
         if query is None or needs_grad:
             query = x @ weight
         return relation_attention(query, x, relation, graph, num_heads, edge_mask, return_lse)
@@ -130,7 +130,8 @@ def attention_and_mean(
         TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
-    if not _common.wants_grad(x, weight, relation) or not _common.runs_native(x.device):
+    fused = _common.wants_grad(x, weight, relation) and _common.runs_native(x.device)
+    if not fused or _common.keeps_to_ops():
         out = projected_attention(x, weight, relation, graph, num_heads, edge_mask, False, query)
         return out, relation_mean(x, relation, graph, mean_mask)  # type: ignore[return-value]
     _common.check_heads(num_heads, x.size(1))

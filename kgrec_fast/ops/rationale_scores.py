@@ -56,7 +56,7 @@ def rationale_scores(
     if not _common.runs_native(query.device):
         return rationale_scores_reference(query, relation, graph, num_heads, mask, edge_order)
     row_mask = None if mask is None else mask.row
-    scores, logits = torch.ops.kgrec_fast.rationale_scores(
+    scores, logits = _rationale_scores(
         query, relation, graph.tensors(columns=False), row_mask, num_heads
     )
     return _reorder(graph, edge_order, scores, logits)
@@ -108,4 +108,4 @@ if _library.CPU.loaded:
         dtype, edges = _common.accumulate_dtype(query.dtype), graph[1].size(0)
         return query.new_empty(edges, dtype=dtype), query.new_empty(edges, dtype=dtype)
 
-    _common.register_no_grad("rationale_scores")
+    _rationale_scores = _common.register_no_grad("rationale_scores")

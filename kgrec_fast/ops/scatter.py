@@ -125,7 +125,7 @@ def _sum(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
             number = number * shape[d] + (rows if d == dim else place)
         rows = number.flatten()
         views = (1, rows.numel(), math.prod(src.shape[last + 1 :]))
-    return torch.ops.kgrec_fast.scatter_sum(src.reshape(views), rows, groups).view(shape)
+    return _scatter_sum(src.reshape(views), rows, groups).view(shape)
 
 
 def _accumulate(out: Tensor, total: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ def scatter_softmax(
     if src.numel() == 0 or not _common.runs_native(src.device):
         return scatter_softmax_reference(src, index, None, num_nodes, dim)
     rows = src.movedim(dim, 0)
-    out = torch.ops.kgrec_fast.scatter_softmax(rows.reshape(rows.size(0), -1), index, num_nodes)
+    out = _scatter_softmax(rows.reshape(rows.size(0), -1), index, num_nodes)
     return out.view(rows.shape).movedim(0, dim)
 
 
@@ -342,7 +342,7 @@ def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
     out, index = ctx.saved_tensors
-    grad_src = torch.ops.kgrec_fast.scatter_softmax_backward(grad, out, index, ctx.size)
+    grad_src = _scatter_softmax_backward(grad, out, index, ctx.size)
     return grad_src, None, None
 
 
@@ -360,10 +360,6 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, out: Tensor, index: Tensor, size: int) -> Tensor:
         return out.new_empty(out.shape)
 
-    torch.library.register_autograd(
-        "kgrec_fast::scatter_sum", _sum_backward, setup_context=_sum_setup
-    )
-    torch.library.register_autograd(
-        "kgrec_fast::scatter_softmax", _softmax_backward, setup_context=_softmax_setup
-    )
-    _common.register_no_grad("scatter_softmax_backward")
+    _scatter_sum = _common.differentiable("scatter_sum", _sum_setup, _sum_backward)
+    _scatter_softmax = _common.differentiable("scatter_softmax", _softmax_setup, _softmax_backward)
+    _scatter_softmax_backward = _common.register_no_grad("scatter_softmax_backward")

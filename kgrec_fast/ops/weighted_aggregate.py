@@ -119,12 +119,12 @@ def _aggregate_backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, row_weight, row_mask, col_mask, *graph = ctx.saved_tensors
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.kgrec_fast.weighted_aggregate(
+        grad_x = _weighted_aggregate(
             grad, weight, row_weight, graph, row_mask, col_mask, not ctx.transpose, ctx.x_rows
         )
     if ctx.needs_input_grad[1]:
         row_side, col_side = (x, grad) if ctx.transpose else (grad, x)
-        grad_weight = torch.ops.kgrec_fast.edge_dot(row_side, col_side, graph, row_mask, col_mask)
+        grad_weight = _edge_dot(row_side, col_side, graph, row_mask, col_mask)
     return grad_x, grad_weight, None, [None] * len(graph), None, None, None, None
 
 
@@ -135,7 +135,7 @@ def _edge_dot_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple:
     row_side, col_side, row_mask, col_mask, *graph = ctx.saved_tensors
-    aggregate = torch.ops.kgrec_fast.weighted_aggregate
+    aggregate = _weighted_aggregate
     grads = [
         aggregate(other, grad, None, graph, row_mask, col_mask, transpose, one.size(0))
         for one, other, transpose in ((row_side, col_side, False), (col_side, row_side, True))
@@ -172,6 +172,4 @@ if _library.CPU.loaded:
     _weighted_aggregate = _common.differentiable(
         "weighted_aggregate", _aggregate_setup, _aggregate_backward
     )
-    torch.library.register_autograd(
-        "kgrec_fast::edge_dot", _edge_dot_backward, setup_context=_edge_dot_setup
-    )
+    _edge_dot = _common.differentiable("edge_dot", _edge_dot_setup, _edge_dot_backward)

@@ -215,7 +215,10 @@ def register_no_grad(name: str) -> Callable[..., Any]:
         pass
 
     def backward(ctx: object, *grads: Tensor) -> tuple:
-        raise RuntimeError(f"kgrec_fast::{name} is not differentiable (no double backward)")
+        raise RuntimeError(
+            f"kgrec_fast::{name} is not differentiable (no double backward); the references, under "
+            "kgrec_fast.ops.use_reference(), have derivatives of any order"
+        )
 
     op, raising = getattr(_ops, name), differentiable(name, setup_context, backward)
 

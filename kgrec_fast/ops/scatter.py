@@ -34,6 +34,8 @@ def _check_values(index: Tensor, size: int | None, bound: str) -> int:
     """
     if index.numel() == 0:
         return 0 if size is None else size
+    if size is None and _common.is_batched(index):
+        raise ValueError(f"{bound} is None, expected a size under torch.func.vmap")
     if not readable(index):
         return int(index.max()) + 1 if size is None else size
     low, high = (int(value) for value in torch.aminmax(index))
@@ -144,7 +146,7 @@ def _count(index: Tensor, dim: int, size: int) -> Tensor:
     """
     shape = [*index.shape[:dim], size, *index.shape[dim + 1 :]]
     zeros = torch.zeros(shape, dtype=torch.int64, device=index.device)
-    return zeros.scatter_add_(dim, index, torch.ones_like(index)).clamp_min_(1)
+    return zeros.scatter_add(dim, index, torch.ones_like(index)).clamp_min(1)
 
 
 def _check_mean_out(index: Tensor, dim: int, out: Tensor | None) -> None:

@@ -16,6 +16,7 @@ from kgrec_fast.graph import EdgeMask, _Graph
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _ops = torch.ops.kgrec_fast
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_REFERENCES = "the references, under kgrec_fast.ops.use_reference(), have derivatives of all kinds"
 _forced_reference = False  # a plain global: torch.compile looks into no ContextVar before 2.14
 
 
@@ -184,6 +185,10 @@ def differentiable(
                 results = backward(ctx, *grads)
             return tuple(None if isinstance(g, list) else g for g in results)
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> None:
+            raise RuntimeError(f"kgrec_fast::{name} has no forward-mode derivative; {_REFERENCES}")
+
     class Transformed(Quick):
         """In the form that torch.func wants; four times as slow to call."""
 
@@ -216,8 +221,7 @@ def register_no_grad(name: str) -> Callable[..., Any]:
 
     def backward(ctx: object, *grads: Tensor) -> tuple:
         raise RuntimeError(
-            f"kgrec_fast::{name} is not differentiable (no double backward); the references, under "
-            "kgrec_fast.ops.use_reference(), have derivatives of any order"
+            f"kgrec_fast::{name} is not differentiable (no double backward); {_REFERENCES}"
         )
 
     op, raising = getattr(_ops, name), differentiable(name, setup_context, backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,6 +204,16 @@ def test_the_training_step_compiles(negatives: bool) -> None:
     torch.testing.assert_close(step(*step_inputs(small)), other, rtol=1e-6, atol=0)
 
 
+def test_the_training_step_compiles_by_default() -> None:
+    """With code generation, as users of torch.compile have it."""
+    small = Small.make()
+    args = step_inputs(small)
+    torch._dynamo.reset()
+    found, wanted = torch.compile(Step(small.model), fullgraph=True)(*args), small.loss()
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(small.gradients(found), small.gradients(), rtol=1e-4, atol=1e-6)
+
+
 @strictly
 def test_the_training_step_exports_with_its_gradients(strict: bool) -> None:
     small = Small.make()
@@ -221,6 +232,13 @@ def test_the_training_step_exports_with_its_gradients(strict: bool) -> None:
     torch.testing.assert_close(
         program(*again), small.model.training_step(*again[2:]), rtol=1e-6, atol=0
     )
+
+
+def test_an_exported_op_is_saved_and_loaded(tmp_path: Path) -> None:
+    example = Example("relation_attention")
+    torch.export.save(torch.export.export(example, example.inputs), tmp_path / "op.pt2")
+    program = torch.export.load(tmp_path / "op.pt2").module()
+    same(program(*example.inputs), example(*example.inputs))
 
 
 def test_a_mask_of_interactions_is_an_input_too() -> None:

@@ -249,8 +249,7 @@ def one_by_one(
     results = []
     for sample in range(batch_size):
         chosen = [
-            x if dim is None else x.select(dim, sample)
-            for x, dim in zip(leaves, dims, strict=True)
+            x if dim is None else x.select(dim, sample) for x, dim in zip(leaves, dims, strict=True)
         ]
         results.append(op(*_pytree.tree_unflatten(chosen, spec)))
     if isinstance(results[0], Tensor):

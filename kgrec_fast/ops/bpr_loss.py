@@ -132,9 +132,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return None, None, None, None, None, None
-    grads = _bpr_loss_backward(
-        grad, *ctx.saved_tensors, ctx.reg_weight, ctx.eps
-    )
+    grads = _bpr_loss_backward(grad, *ctx.saved_tensors, ctx.reg_weight, ctx.eps)
     return *grads, None, None, None
 
 

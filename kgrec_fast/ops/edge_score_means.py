@@ -44,9 +44,7 @@ def edge_score_means(
     in_row_order = graph.to_row_order(score) if edge_order == "caller" else score
     wide = in_row_order.to(_common.accumulate_dtype(score.dtype))
     row_mask = None if mask is None else mask.row
-    means = _edge_score_means(
-        wide, graph.tensors(columns=True), row_mask, count
-    )
+    means = _edge_score_means(wide, graph.tensors(columns=True), row_mask, count)
     return means.to(score.dtype)
 
 

@@ -71,9 +71,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
     x, relation, inverse_count, row_mask, col_mask, *graph = ctx.saved_tensors
-    grads = _relation_mean_backward(
-        grad_out, x, relation, inverse_count, graph, row_mask, col_mask
-    )
+    grads = _relation_mean_backward(grad_out, x, relation, inverse_count, graph, row_mask, col_mask)
     return *grads, [None] * len(graph), None, None
 
 

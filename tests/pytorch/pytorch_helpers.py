@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kgrec_fast import InteractionGraph, RelGraph, ops
+from kgrec_fast import InteractionGraph, RelGraph
 from kgrec_fast.graph import EdgeMask
 from kgrec_fast.models import KGRec
-from kgrec_fast.ops.random import Stream
 
 TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
@@ -162,7 +161,9 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, hops: Any, interactions: Any, batch: dict[str, Tensor], rng: Tensor) -> Tensor:
+    def forward(
+        self, hops: Any, interactions: Any, batch: dict[str, Tensor], rng: Tensor
+    ) -> Tensor:
         model, kept = self.model, (self.model.hops, self.model.interactions)
         model.hops, model.interactions = hops, interactions
         try:

@@ -124,7 +124,10 @@ def layers() -> dict[str, tuple[nn.Module, tuple]]:
         "ui_agg": (Method(gcn, "ui_agg"), (users, items, inter, weight)),
         "kg_agg": (Method(gcn, "kg_agg"), (entities, kg)),
         "norm_attn_computer": (Method(gcn, "norm_attn_computer"), (entities, kg)),
-        "Contrast": (Contrast(8), (entities, (entities * 2 - 1).detach(), torch.arange(60).roll(7))),
+        "Contrast": (
+            Contrast(8),
+            (entities, (entities * 2 - 1).detach(), torch.arange(60).roll(7)),
+        ),
     }
 
 
@@ -196,7 +199,9 @@ def test_the_training_step_compiles(negatives: bool) -> None:
     # The graphs are inputs: others give another loss.
     model, kg = small.model, small.model.kg
     ends = torch.stack([kg.edge_index[0], kg.edge_index[1].flip(0)])
-    model.hops = HopGraphs(RelGraph.from_edges(ends, kg.edge_type, num_rows=kg.num_rows, num_cols=60))
+    model.hops = HopGraphs(
+        RelGraph.from_edges(ends, kg.edge_type, num_rows=kg.num_rows, num_cols=60)
+    )
     ends = torch.stack([model.interactions.head.flip(0), model.interactions.col])
     model.interactions = InteractionGraph.from_edges(ends, num_users=9, num_items=12)
     other = small.loss()
@@ -232,6 +237,19 @@ def test_the_training_step_exports_with_its_gradients(strict: bool) -> None:
     torch.testing.assert_close(
         program(*again), small.model.training_step(*again[2:]), rtol=1e-6, atol=0
     )
+
+
+@strictly
+def test_the_choices_of_a_step_are_an_input(strict: bool) -> None:
+    small = Small.make()
+    step_inputs(small)
+    torch._dynamo.reset()
+    masks = [small.model.draw_masks(small.rng + i) for i in range(2)]
+    module = Method(small.model, "training_step")
+    program = torch.export.export(module, (small.batch, None, masks[0]), strict=strict).module()
+    for given in masks:
+        wanted = small.model.training_step(small.batch, masks=given)
+        torch.testing.assert_close(program(small.batch, None, given), wanted, rtol=1e-6, atol=0)
 
 
 def test_an_exported_op_is_saved_and_loaded(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from kgrec_fast import InteractionGraph, RelGraph
 from kgrec_fast.graph import EdgeMask
 from kgrec_fast.models import KGRec
 
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS / "ops")]
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
 from graph_helpers import CASES
 from op_inputs import OPS, Inputs, Op, finite
 

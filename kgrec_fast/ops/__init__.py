@@ -66,7 +66,12 @@ from kgrec_fast.ops.selection import (
     topk_mask_reference,
 )
 from kgrec_fast.ops.topk_items import topk_items, topk_items_reference
-from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
+from kgrec_fast.ops.weighted_aggregate import (
+    edge_dot,
+    edge_dot_reference,
+    weighted_aggregate,
+    weighted_aggregate_reference,
+)
 
 if _library.CPU.loaded:
     register_vmap()
@@ -82,6 +87,8 @@ __all__ = [
     "dropout_mask_reference",
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
+    "edge_dot",
+    "edge_dot_reference",
     "edge_score_means",
     "edge_score_means_reference",
     "gumbel_noise",

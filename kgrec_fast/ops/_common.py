@@ -96,6 +96,12 @@ def check_heads(num_heads: object, width: int) -> None:
         raise ValueError(f"num_heads is {num_heads}, expected a divisor of the width {width}")
 
 
+def check_order(name: str, order: object) -> None:
+    """ "caller" or "row": which order of edges per-edge values are in."""
+    if order not in ("caller", "row"):
+        raise ValueError(f"{name} is {order!r}, expected 'caller' or 'row'")
+
+
 def prepare_mask(graph: _Graph, edge_mask: EdgeMask | Tensor | None) -> EdgeMask | None:
     """An EdgeMask of `graph`, from one, from a bool tensor in the caller's order, or from None."""
     if edge_mask is None:

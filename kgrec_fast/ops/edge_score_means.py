@@ -76,8 +76,7 @@ def _check(score: Tensor, graph: _Graph, num_items: int | None, edge_order: str)
     if score.shape != (graph.num_edges,):
         raise ValueError(f"score has shape {list(score.shape)}, expected [{graph.num_edges}]")
     _common.check_device("score", score, graph.device)
-    if edge_order not in ("caller", "row"):
-        raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
+    _common.check_order("edge_order", edge_order)
     if num_items is None:
         return graph.num_cols
     if isinstance(num_items, bool) or not isinstance(num_items, int):

@@ -50,8 +50,7 @@ def rationale_scores(
         _common.check_graph(graph, RelGraph)
         _common.check_matrix("relation", relation, graph.num_relations, like=query)
     _common.check_heads(num_heads, query.size(1))
-    if edge_order not in ("caller", "row"):
-        raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
+    _common.check_order("edge_order", edge_order)
     mask = _common.prepare_mask(graph, edge_mask)
     if not _common.runs_native(query.device):
         return rationale_scores_reference(query, relation, graph, num_heads, mask, edge_order)

@@ -22,6 +22,9 @@ CAST = {
     "weighted_aggregate": (True,),
     "weighted_aggregate, transposed": (True,),
     "weighted_aggregate, no weights": (True,),
+    "weighted_aggregate, row order": (True,),
+    "edge_dot": (False,),
+    "edge_dot, row order": (False,),
 }
 
 

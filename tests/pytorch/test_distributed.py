@@ -1,4 +1,4 @@
-"""DistributedDataParallel on gloo: two processes, half of a batch each, have the gradients of one."""
+"""DistributedDataParallel on gloo: two processes, half of the batch each, one gradient."""
 
 from __future__ import annotations
 

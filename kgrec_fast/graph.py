@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ from kgrec_fast.graph_build import (
     resolve_size,
     sort_by,
 )
+
+if TYPE_CHECKING:
+    from kgrec_fast.relation_pairs import HeadRuns, NodePairs
 
 G = TypeVar("G", bound="_Graph")
 
@@ -192,12 +195,13 @@ class _Graph:
         device = torch.device(device)
         if self.rowptr.to(device).device == self.device:
             return self
-        moved: dict[str, Any] = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        moved |= {"row_plan": None, "col_plan": None}
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                moved[f.name] = value.to(device)
+            elif not isinstance(value, int):
+                moved[f.name] = None  # plans and pairs: made anew where they are wanted
         return replace(self, **moved)._plan_on_cuda()
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -266,6 +270,9 @@ class RelGraph(_Graph):
     rank: Tensor | None = field(default=None, kw_only=True)  # row order
     caller_rel: Tensor | None = field(default=None, kw_only=True)  # caller's order
     caller_rank: Tensor | None = field(default=None, kw_only=True)
+    # What kgrec_fast.relation_pairs keeps; not saved.
+    node_pairs: tuple[NodePairs, NodePairs] | None = field(default=None, kw_only=True)
+    head_runs: HeadRuns | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_edges(

@@ -26,8 +26,8 @@ class KGINAggregation(nn.Module):
     compared with, relation embeddings rel_r (``weight``) and logits a (``disen_weight_att``),
 
         y_h = mean over the edges (h, r, t) of h of  x_t * rel_r
-        e_f = sum over r of  softmax(a_f)_r rel_r                            (what an intent is of)
-        b_uf = softmax over f of  <x_u, l_f>                                 (how much a user has it)
+        e_f = sum over r of  softmax(a_f)_r rel_r            (what an intent is made of)
+        b_uf = softmax over f of  <x_u, l_f>                 (how much a user has of it)
         y_u = s_u + s_u * (sum over f of b_uf e_f),   s_u = sum of w_ui x_i over interactions
 
     The parameters have the names and shapes that the published ``GraphConv`` keeps for all of its

@@ -75,6 +75,6 @@ def attended_reference(
 ) -> Tensor:
     """:func:`edge_softmax` and :func:`attended` in plain PyTorch, of the edges that count."""
     weight = torch.exp(score - segment_logsumexp(score, head, num_rows)[head]).unsqueeze(-1)
-    value = x.unflatten(1, (score.shape[1], -1))[tail]
-    out = value.new_zeros(num_rows, *value.shape[1:])
-    return out.index_add(0, head, weight * value).flatten(1)
+    message = weight * x.unflatten(1, (score.shape[1], -1))[tail]
+    out = message.new_zeros(num_rows, *message.shape[1:])
+    return out.index_add(0, head, message).flatten(1)

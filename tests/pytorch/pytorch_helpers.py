@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from kgrec_fast import InteractionGraph, RelGraph
 from kgrec_fast.graph import EdgeMask
 from kgrec_fast.models import KGRec
+from kgrec_fast.nn import KGATAttention, KGCLAggregation, KGINAggregation, RGATAttention
+from kgrec_fast.relation_pairs import head_runs
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))
@@ -170,6 +172,28 @@ class Step(nn.Module):
             return model.training_step(batch, rng)
         finally:
             model.hops, model.interactions = kept
+
+
+def relational_layers(small: Small) -> dict[str, tuple[nn.Module, tuple]]:
+    """Layers of other models, and their inputs on the graphs of this one."""
+    generator = torch.Generator().manual_seed(2)
+    model, kg = small.model, small.model.kg
+    x, relations, latent = (
+        torch.randn(rows, 8, generator=generator, requires_grad=True) for rows in (60, 6, 4)
+    )
+    users = torch.randn(9, 8, generator=generator)
+    layers = {
+        "KGIN": (KGINAggregation(8, 4, 6), (users, x, latent, kg, None, model.interactions, None)),
+        "KGCL": (KGCLAggregation(8), (x, relations, kg)),
+        "KGAT": (KGATAttention(8, 5, 6), (x, kg)),
+        "R-GAT": (RGATAttention(8, 2, 6), (x, kg)),
+    }
+    head_runs(kg)  # a graph makes it when a layer first asks; here it may be an input
+    for layer, _ in layers.values():
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
+    return layers
 
 
 def same(found: Any, wanted: Any) -> None:

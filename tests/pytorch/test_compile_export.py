@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_helpers import EXAMPLES, Example, Small, Step, same
+from pytorch_helpers import EXAMPLES, Example, Small, Step, relational_layers, same
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -108,7 +108,10 @@ def layers() -> dict[str, tuple[nn.Module, tuple]]:
     for graph in (hops.first, hops.later, inter):
         if graph is not None:
             graph.columns()
+    others = relational_layers(small)
     return {
+        **others,
+        "KGAT, attention alone": (Method(others["KGAT"][0], "attention"), others["KGAT"][1]),
         "forward": (gcn, (users, entities, kg, None, inter, weight)),
         "forward, item attention": (
             gcn,

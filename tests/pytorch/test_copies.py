@@ -18,6 +18,7 @@ from torch.utils import _pytree
 
 from kgrec_fast import EdgeMask, InteractionGraph, RelGraph, ops
 from kgrec_fast.nn import AttnHGCN, Contrast
+from kgrec_fast.relation_pairs import head_runs
 
 
 def through_torch(x: Any, weights_only: bool) -> Any:
@@ -42,6 +43,7 @@ def data() -> dict[str, Any]:
     kept = RelGraph.from_edges(model.edge_index, model.edge_type, num_nodes=60)
     kept.tensors(columns=True, plan=True)
     kept.ranks("row")
+    head_runs(kept)
     mask = torch.arange(200) % 3 > 0
     return {
         "graph": RelGraph.from_edges(model.edge_index, model.edge_type),

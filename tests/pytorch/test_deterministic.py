@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from pytorch_helpers import EXAMPLES, Example, Small, same
+from pytorch_helpers import EXAMPLES, Example, Small, relational_layers, same
 from torch import Tensor
 
 from kgrec_fast.training.optimizer import make_adam
@@ -43,6 +43,20 @@ def test_ops(name: str, request: pytest.FixtureRequest) -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         same(results(name), wanted)
+
+
+@pytest.mark.parametrize("name", ["KGIN", "KGCL", "KGAT", "R-GAT"])
+def test_relational_layers(name: str, request: pytest.FixtureRequest) -> None:
+    def run() -> list[Tensor]:
+        layer, args = relational_layers(Small.make())[name]
+        out = layer(*args)
+        out = out if isinstance(out, tuple) else (out,)
+        loss = sum(y.square().sum() for y in out)
+        return [*out, *torch.autograd.grad(loss, list(layer.parameters()))]
+
+    wanted = run()
+    request.getfixturevalue("deterministic")
+    same(run(), wanted)
 
 
 def trained(steps: int) -> list[Tensor]:

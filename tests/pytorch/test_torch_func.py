@@ -6,7 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_helpers import DIFFERENTIABLE, EXAMPLES, RANDOM, Example, Small, Step, same
+from pytorch_helpers import (
+    DIFFERENTIABLE,
+    EXAMPLES,
+    RANDOM,
+    Example,
+    Small,
+    Step,
+    relational_layers,
+    same,
+)
 from torch import Tensor
 
 from kgrec_fast import ops
@@ -193,7 +202,7 @@ def test_an_op_without_gradient_says_so() -> None:
         torch.func.grad(example.loss)(*example.inputs[0])
 
 
-# -- the model -------------------------------------------------------------------------------------
+# -- layers and the model -------------------------------------------------------------------------
 
 
 def functional(small: Small) -> Any:
@@ -231,3 +240,22 @@ def test_ensembles_of_models() -> None:
     found = torch.func.vmap(loss, in_dims=(0, None))(stacked, small.rng)
     wanted = torch.stack([loss(p, small.rng) for p in others])
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["KGIN", "KGCL", "KGAT", "R-GAT"])
+def test_relational_layers(name: str) -> None:
+    """Gradients for each sample of one operand, the graph shared by all."""
+    layer, args = relational_layers(Small.make())[name]
+    place = 1 if name == "KGIN" else 0
+
+    def loss(x: Tensor) -> Tensor:
+        out = layer(*args[:place], x, *args[place + 1 :])
+        return (out[0] if isinstance(out, tuple) else out).square().sum()
+
+    samples = torch.stack([args[place].detach(), args[place].detach().flip(0)])
+    found = torch.func.vmap(torch.func.grad(loss))(samples)
+    wanted = []
+    for sample in samples:
+        operand = sample.clone().requires_grad_()
+        wanted.append(torch.autograd.grad(loss(operand), operand)[0])
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-5, atol=1e-5)

@@ -32,9 +32,10 @@ class _Gather(torch.autograd.Function):
 def gather(x: Tensor, ids: Tensor) -> Tensor:
     """Rows ``ids`` (int64 [E]) of a narrow ``x`` [n, H], in the type of sums.
 
-    torch adds up the gradient of a selection in no fixed order on CUDA, and slowly on the CPU.
+    torch adds up the gradient of a selection in no fixed order on CUDA, and slowly on the CPU,
+    where it also selects slowly from what is not contiguous.
     """
-    x = x.to(accumulate_dtype(x.dtype))
+    x = x.to(accumulate_dtype(x.dtype)).contiguous()
     return x.index_select(0, ids) if keeps_to_ops() else _Gather.apply(x, ids)
 
 

@@ -123,9 +123,8 @@ class RGATAttention(nn.Module):
         """The three parts of a score, [N, H], [N, H] and [R, H]."""
         relation = self.relation_embedding.weight
         pairs = ((z, self.att_head), (z, self.att_tail), (relation, self.att_relation))
-        return [
-            torch.einsum("nhd,hd->nh", x.unflatten(1, (self.num_heads, -1)), a) for x, a in pairs
-        ]
+        # [H, D], each attention head's part in its own columns.
+        return [F.linear(x, torch.block_diag(*a.unsqueeze(1))) for x, a in pairs]
 
     def _resolve(
         self,

@@ -132,6 +132,9 @@ class _Usual:
         message = x[self.head] * weight[self.order].unsqueeze(1)
         return self.functions.scatter_sum(message, self.tail, dim=0, dim_size=self.rows)
 
+    def edge_dot(self, row_side: Tensor, col_side: Tensor) -> Tensor:
+        return (row_side[self.head] * col_side[self.tail]).sum(1)
+
     def sum(self, src: Tensor, index: Tensor | None = None) -> Tensor:
         index = self.head if index is None else index
         return self.functions.scatter_sum(src, index, dim=0, dim_size=self.rows)
@@ -221,6 +224,15 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             "E*(D*s + 8 + a) + M*(D*s + 8)",
             "E*(2*D*s + 8 + 2*a) + n*D*s + N*(D*s + 16)",
             function="weighted_aggregate",
+        ),
+        measured(
+            "edge_dot",
+            (nodes, nodes),
+            lambda *x: (*x, graph),
+            usual.edge_dot,
+            "E*(D*s + 4 + a) + n*D*s + N*8",
+            "E*(2*D*s + 12 + 2*a) + N*(D*s + 8) + M*(D*s + 8)",
+            edge_order="row",
         ),
     ]
 

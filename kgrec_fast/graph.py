@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 from os import PathLike
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from kgrec_fast import cuda_plan
 from kgrec_fast.graph_build import (
@@ -30,6 +31,9 @@ from kgrec_fast.graph_build import (
     sort_by,
 )
 
+if TYPE_CHECKING:
+    from kgrec_fast.relation_pairs import HeadRuns, NodePairs
+
 G = TypeVar("G", bound="_Graph")
 
 
@@ -37,23 +41,24 @@ G = TypeVar("G", bound="_Graph")
 # Masks
 
 
+@dataclass(eq=False, repr=False)
 class EdgeMask:
     """A subset of a graph's edges, made by `graph.edge_mask`; both orders, the second made once.
 
     Attributes:
         row: bool [E] in row order, True where the edge is kept.
+        graph: whose edges.
     """
 
-    def __init__(self, row: Tensor, graph: _Graph) -> None:
-        self.row = row
-        self._graph = graph
-        self._col: Tensor | None = None
+    row: Tensor
+    graph: _Graph
+    _col: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def col(self) -> Tensor:
         """bool [E] in column order; copied when first asked for."""
         if self._col is None:
-            self._col = self.row.index_select(0, self._graph.columns()[3])
+            self._col = self.row.index_select(0, self.graph.columns()[3])
         return self._col
 
     def __repr__(self) -> str:
@@ -190,12 +195,13 @@ class _Graph:
         device = torch.device(device)
         if self.rowptr.to(device).device == self.device:
             return self
-        moved: dict[str, Any] = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        moved |= {"row_plan": None, "col_plan": None}
+        moved: dict[str, Any] = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                moved[f.name] = value.to(device)
+            elif not isinstance(value, int):
+                moved[f.name] = None  # plans and pairs: made anew where they are wanted
         return replace(self, **moved)._plan_on_cuda()
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -264,6 +270,9 @@ class RelGraph(_Graph):
     rank: Tensor | None = field(default=None, kw_only=True)  # row order
     caller_rel: Tensor | None = field(default=None, kw_only=True)  # caller's order
     caller_rank: Tensor | None = field(default=None, kw_only=True)
+    # What kgrec_fast.relation_pairs keeps; not saved.
+    node_pairs: tuple[NodePairs, NodePairs] | None = field(default=None, kw_only=True)
+    head_runs: HeadRuns | None = field(default=None, kw_only=True)
 
     @classmethod
     def from_edges(
@@ -424,5 +433,17 @@ class InteractionGraph(_Graph):
         return self.touched_ptr, self.touched_gap  # type: ignore[return-value]
 
 
-for _cls in (RelGraph, InteractionGraph):
-    torch.export.register_dataclass(_cls, serialized_type_name=f"kgrec_fast.{_cls.__name__}")
+def register_pytree(cls: type) -> None:
+    """Makes a dataclass of tensors an input of torch.compile, torch.export and torch.load.
+
+    Longer names come first: torch.export puts its inputs into its guards by replacing their names
+    in order, where `rel` is also the beginning of `relation_counts`.
+    """
+    names = sorted((f.name for f in fields(cls)), key=len, reverse=True)
+    name = f"kgrec_fast.{cls.__name__}"
+    _pytree.register_dataclass(cls, field_names=names, serialized_type_name=name)
+    torch.serialization.add_safe_globals([cls])  # for torch.load with weights_only
+
+
+for _cls in (RelGraph, InteractionGraph, EdgeMask):
+    register_pytree(_cls)

@@ -62,6 +62,10 @@ def _with_projection(case: Case, width: int) -> list[Tensor]:
     return [_nodes(case, width)[0], weight * width**-0.5, _nodes(case, width)[2]]
 
 
+def _both_sides(case: Case, width: int) -> list[Tensor]:
+    return _nodes(case, width)[:2]
+
+
 def _with_weights(case: Case, width: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(3)
     edges = case.edge_type.numel()
@@ -160,6 +164,15 @@ OPS = {
         "weighted_aggregate",
         lambda case, width: _nodes(case, width)[:1],
         lambda c: (*c.leaves, None, c.graph, False, c.mask),
+    ),
+    "weighted_aggregate, row order": Op(
+        "weighted_aggregate",
+        _with_weights,
+        lambda c: (*c.leaves, c.graph, False, c.mask, None, "row"),
+    ),
+    "edge_dot": Op("edge_dot", _both_sides, lambda c: (*c.leaves, c.graph, c.mask)),
+    "edge_dot, row order": Op(
+        "edge_dot", _both_sides, lambda c: (*c.leaves, c.graph, c.mask, "row")
     ),
     "edge_score_means": Op(
         "edge_score_means",

@@ -237,6 +237,9 @@ BYTES = {
     ("edge_score_means", "forward", 4): 4 * (4 + 4) + 3 * (8 + 4),
     ("relation_mean", "forward", 2): 4 * (128 + 8) + 3 * 128 + 3 * (128 + 4 + 8),
     ("weighted_aggregate", "forward", 4): 4 * (256 + 4 + 4) + 3 * (256 + 8),
+    ("edge_dot", "forward", 4): 4 * (256 + 4 + 4) + 2 * 256 + 3 * 8,
+    # Two sums with a weight for each edge: over rows, and over columns by positions in row order.
+    ("edge_dot", "backward", 4): 4 * (264 + 268) + 2 * 3 * (256 + 8),
     ("segment_sum", "forward", 4): 4 * 256 + 3 * 256 + 3 * 8,
     ("scatter_sum", "backward", 4): 4 * (256 + 256 + 8),
     ("segment_softmax", "backward", 2): 3 * 4 * 4 + 3 * 8,

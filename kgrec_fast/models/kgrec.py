@@ -333,6 +333,11 @@ class KGRec(EdgeListSampling, nn.Module):
         captured in a CUDA graph together with its optimizer, and draws anew when ``rng`` changes.
         Ids are not checked.
 
+        In several processes (a module whose forward is this step, in DistributedDataParallel): the
+        mean of their gradients is that of one process if they are given the same ``rng`` and equal
+        shares of one batch, negatives included; for the two self-supervised losses are then the
+        same in all of them. Every parameter gets a gradient, but for ``gcn.W_Q`` without hops.
+
         Args:
             batch: "user_id" and "item_id", int64 [B] each; "neg_item_id" likewise, or negatives
                 are drawn here, uniformly from what the user has not touched in ``interactions``;

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kgrec_fast import ops
-from kgrec_fast.graph import InteractionGraph, RelGraph
+from kgrec_fast.graph import InteractionGraph, RelGraph, register_pytree
 from kgrec_fast.ops.random import Stream
 
 
@@ -47,6 +47,9 @@ class StepMasks:
     contrast_interactions: Tensor
     permutation: Tensor
     rng: Tensor
+
+
+register_pytree(StepMasks)
 
 
 def share_of(rate: float, count: int) -> int:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph
+from kgrec_fast.nn._edges import edge_softmax
 
 
 def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None) -> Tensor:
@@ -21,11 +22,6 @@ def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | No
             f"expected [n] with n at least {items}, the number of items"
         )
     attention = item_attn.index_select(0, inter.col)
-    counted = torch.ones_like(attention)
-    if mask is not None:
-        # The lowest finite number instead of -inf: a user whose interactions are all masked
-        # must not turn into NaN.
-        attention = attention.masked_fill(~mask.row, torch.finfo(attention.dtype).min)
-        counted = mask.row.to(attention.dtype)
+    counted = torch.ones_like(attention) if mask is None else mask.row.to(attention.dtype)
     degree = ops.segment_sum(counted, inter.rowptr).index_select(0, inter.head)
-    return inter.to_caller_order(ops.segment_softmax(attention, inter.rowptr) * degree)
+    return inter.to_caller_order(edge_softmax(attention, inter, mask) * degree)

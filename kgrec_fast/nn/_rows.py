@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kgrec_fast.ops._common import keeps_to_ops
+
 # Filling single rows costs as much as filling so many in their order (measured on a CPU).
 FEW = 8
 
 
 def among(ids: Tensor, size: int) -> Tensor:
     """bool [size], True at ``ids`` (int64)."""
-    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter_(0, ids, True)
+    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter(0, ids, True)
 
 
 def _looked_at() -> bool:
@@ -48,7 +50,7 @@ def only_rows(x: Tensor, ids: Tensor) -> Tensor:
     The other rows of the gradient are not written, which would cost a pass over memory: ``x`` must
     come from a sum over edges whose mask leaves out all edges of the other rows.
     """
-    return _OnlyRows.apply(x, ids)
+    return x.index_select(0, ids) if keeps_to_ops() else _OnlyRows.apply(x, ids)
 
 
 class _OnlyFirst(torch.autograd.Function):
@@ -67,7 +69,7 @@ class _OnlyFirst(torch.autograd.Function):
 
 def only_first(x: Tensor, rows: int) -> Tensor:
     """The first rows of an ``x`` [N, D] whose gradient is read there alone, as `only_rows`."""
-    return _OnlyFirst.apply(x, rows)
+    return x[:rows] if keeps_to_ops() else _OnlyFirst.apply(x, rows)
 
 
 class _Readers(torch.autograd.Function):
@@ -111,6 +113,8 @@ def readers(x: Tensor, ids: Tensor | None, first: int = 0) -> tuple[Tensor, Tens
         The rows ``ids`` [n, D], the first rows [first, D], and ``x`` itself for what reads all of
         it. The gradient of the last is written to: it must be no tensor that anyone else holds.
     """
+    if keeps_to_ops():
+        return x[:0] if ids is None else x.index_select(0, ids), x[:first], x
     return _Readers.apply(x, ids, first)
 
 

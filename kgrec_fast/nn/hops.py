@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import ops
-from kgrec_fast.graph import EdgeMask, RelGraph
+from kgrec_fast.graph import EdgeMask, RelGraph, register_pytree
 
 # A graph of its own for the later hops pays where they lose at least this share of the edges.
 MIN_SAVING = 0.2
@@ -80,3 +80,6 @@ class HopGraphs:
             None if self.outer is None else self.outer.to(device),
             None if self.active is None else self.active.to(device),
         )
+
+
+register_pytree(HopGraphs)

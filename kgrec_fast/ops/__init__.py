@@ -6,7 +6,8 @@ the tests. `use_reference` forces it.
 
 from __future__ import annotations
 
-from kgrec_fast.ops._common import use_reference
+from kgrec_fast import _library
+from kgrec_fast.ops._common import register_vmap, use_reference
 from kgrec_fast.ops.bpr_loss import bpr_loss, bpr_loss_reference
 from kgrec_fast.ops.contrast_loss import contrast_loss, contrast_loss_reference
 from kgrec_fast.ops.dropout_normalize_add import (
@@ -65,7 +66,15 @@ from kgrec_fast.ops.selection import (
     topk_mask_reference,
 )
 from kgrec_fast.ops.topk_items import topk_items, topk_items_reference
-from kgrec_fast.ops.weighted_aggregate import weighted_aggregate, weighted_aggregate_reference
+from kgrec_fast.ops.weighted_aggregate import (
+    edge_dot,
+    edge_dot_reference,
+    weighted_aggregate,
+    weighted_aggregate_reference,
+)
+
+if _library.CPU.loaded:
+    register_vmap()
 
 __all__ = [
     "attention_and_mean",
@@ -78,6 +87,8 @@ __all__ = [
     "dropout_mask_reference",
     "dropout_normalize_add",
     "dropout_normalize_add_reference",
+    "edge_dot",
+    "edge_dot_reference",
     "edge_score_means",
     "edge_score_means_reference",
     "gumbel_noise",

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from kgrec_fast import _library
 from kgrec_fast.graph import EdgeMask, _Graph
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
+_ops = torch.ops.kgrec_fast
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_REFERENCES = "the references, under kgrec_fast.ops.use_reference(), have derivatives of all kinds"
 _forced_reference = False  # a plain global: torch.compile looks into no ContextVar before 2.14
 
 
@@ -56,11 +59,6 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
         )
 
 
-def wants_grad(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass may follow this call."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def check_graph(graph: object, kind: type = _Graph) -> None:
     if not isinstance(graph, kind):
         wanted = "RelGraph or InteractionGraph" if kind is _Graph else kind.__name__
@@ -98,6 +96,12 @@ def check_heads(num_heads: object, width: int) -> None:
         raise ValueError(f"num_heads is {num_heads}, expected a divisor of the width {width}")
 
 
+def check_order(name: str, order: object) -> None:
+    """ "caller" or "row": which order of edges per-edge values are in."""
+    if order not in ("caller", "row"):
+        raise ValueError(f"{name} is {order!r}, expected 'caller' or 'row'")
+
+
 def prepare_mask(graph: _Graph, edge_mask: EdgeMask | Tensor | None) -> EdgeMask | None:
     """An EdgeMask of `graph`, from one, from a bool tensor in the caller's order, or from None."""
     if edge_mask is None:
@@ -130,17 +134,46 @@ def kept_edges(graph: _Graph, mask: EdgeMask | None) -> tuple[Tensor, Tensor, Te
     return positions, head.long(), tail.long(), rel.long()
 
 
+# -- gradients -------------------------------------------------------------------------------------
+
+
+def transformed() -> bool:
+    """Whether torch.func (vmap, grad, ...) is at work around this call."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def is_batched(x: Tensor) -> bool:
+    """Whether `x` stands for all samples of a torch.func.vmap, so that no value can be read."""
+    return torch._C._functorch.is_batchedtensor(x)
+
+
+def keeps_to_ops() -> bool:
+    """Whether gradients must be those of single ops: what torch.func and torch.export look into.
+
+    An autograd function of several ops is opaque to both.
+    """
+    return transformed() or torch.compiler.is_exporting()
+
+
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass may follow this call."""
+    if not torch.is_grad_enabled():
+        return False
+    return transformed() or any(t is not None and t.requires_grad for t in tensors)
+
+
 def differentiable(
     name: str, setup_context: Callable[..., None], backward: Callable[..., tuple]
 ) -> Callable[..., Any]:
-    """Registers an op's gradient, and returns a quicker way to call it.
+    """Registers an op's gradient, and returns a quicker way to call it, which torch.func takes too.
 
     A registered gradient walks through every list of tensors as through a tree, forward and
-    backward: 0.1 to 0.3 ms a call with a graph. The function that is returned takes the op's
-    arguments, and the same gradient, past that. torch.compile is sent to the op itself.
+    backward: 0.1 to 0.3 ms a call with a graph; and torch.func refuses it. The function that is
+    returned takes the op's arguments, and the same gradient, past that. torch.compile is sent to
+    the op itself.
     """
     torch.library.register_autograd(f"kgrec_fast::{name}", backward, setup_context=setup_context)
-    op = getattr(torch.ops.kgrec_fast, name)
+    op, save = getattr(_ops, name), setup_context
 
     class Quick(torch.autograd.Function):
         @staticmethod
@@ -148,7 +181,7 @@ def differentiable(
             # Past the registered gradient, which would only send it on.
             with _below_autograd():
                 output = op(*inputs)
-            setup_context(ctx, inputs, output)
+            save(ctx, inputs, output)
             return output
 
         @staticmethod
@@ -158,17 +191,90 @@ def differentiable(
                 results = backward(ctx, *grads)
             return tuple(None if isinstance(g, list) else g for g in results)
 
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> None:
+            raise RuntimeError(f"kgrec_fast::{name} has no forward-mode derivative; {_REFERENCES}")
+
+    class Transformed(Quick):
+        """In the form that torch.func wants; four times as slow to call."""
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:  # type: ignore[override]
+            with _below_autograd():
+                return op(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+            save(ctx, inputs, output)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Any, Any]:
+            return one_by_one(call, info.batch_size, in_dims, inputs)
+
     def call(*inputs: Any) -> Any:
-        compiling = torch.compiler.is_compiling()
-        return op(*inputs) if compiling else Quick.apply(*inputs)
+        if torch.compiler.is_compiling():
+            return op(*inputs)
+        return Transformed.apply(*inputs) if transformed() else Quick.apply(*inputs)
 
     return call
 
 
-def register_no_grad(name: str) -> None:
+def register_no_grad(name: str) -> Callable[..., Any]:
     """Gives an op an autograd rule that raises: no second derivative may be silently wrong."""
 
-    def backward(ctx: object, *grads: Tensor) -> None:
-        raise RuntimeError(f"kgrec_fast::{name} is not differentiable (no double backward)")
+    def setup_context(ctx: object, inputs: tuple, output: Any) -> None:
+        pass
 
-    torch.library.register_autograd(f"kgrec_fast::{name}", backward)
+    def backward(ctx: object, *grads: Tensor) -> tuple:
+        raise RuntimeError(
+            f"kgrec_fast::{name} is not differentiable (no double backward); {_REFERENCES}"
+        )
+
+    op, raising = getattr(_ops, name), differentiable(name, setup_context, backward)
+
+    def call(*inputs: Any) -> Any:
+        return raising(*inputs) if torch.is_grad_enabled() else op(*inputs)
+
+    return call
+
+
+# -- torch.func.vmap -------------------------------------------------------------------------------
+
+
+def one_by_one(
+    op: Callable[..., Any], batch_size: int, in_dims: tuple, inputs: tuple
+) -> tuple[Any, Any]:
+    """Results of an op for each sample of a batch, stacked, and the dimension of the batch.
+
+    Kernels know no batches; a graph is shared by all samples.
+    """
+    dims, values = _pytree.tree_leaves(list(in_dims), is_leaf=_is_none), list(inputs)
+    leaves, spec = _pytree.tree_flatten(values, is_leaf=_is_none)
+    if batch_size == 0:
+        raise ValueError("torch.func.vmap has a batch of no samples, expected at least one")
+    results = []
+    for sample in range(batch_size):
+        chosen = [
+            x if dim is None else x.select(dim, sample) for x, dim in zip(leaves, dims, strict=True)
+        ]
+        results.append(op(*_pytree.tree_unflatten(chosen, spec)))
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _is_none(x: object) -> bool:
+    return x is None
+
+
+def register_vmap() -> None:
+    """Gives every op a rule for torch.func.vmap."""
+    for name in _library.op_names():
+        op = getattr(_ops, name)
+
+        def rule(info: Any, in_dims: tuple, *inputs: Any, _op: Any = op) -> tuple[Any, Any]:
+            return one_by_one(_op, info.batch_size, in_dims, inputs)
+
+        if not op.default._schema.is_mutable:
+            torch.library.register_vmap(f"kgrec_fast::{name}", rule)

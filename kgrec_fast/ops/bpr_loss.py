@@ -132,9 +132,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return None, None, None, None, None, None
-    grads = torch.ops.kgrec_fast.bpr_loss_backward(
-        grad, *ctx.saved_tensors, ctx.reg_weight, ctx.eps
-    )
+    grads = _bpr_loss_backward(grad, *ctx.saved_tensors, ctx.reg_weight, ctx.eps)
     return *grads, None, None, None
 
 
@@ -155,4 +153,4 @@ if _library.CPU.loaded:
         return user.new_empty(shape), user.new_empty(shape), user.new_empty(shape)
 
     _bpr_loss = _common.differentiable("bpr_loss", _setup_context, _backward)
-    _common.register_no_grad("bpr_loss_backward")
+    _bpr_loss_backward = _common.register_no_grad("bpr_loss_backward")

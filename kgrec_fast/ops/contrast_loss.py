@@ -100,7 +100,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return None, None, None, None
-    grads = torch.ops.kgrec_fast.contrast_loss_backward(grad, *ctx.saved_tensors, ctx.tau)
+    grads = _contrast_loss_backward(grad, *ctx.saved_tensors, ctx.tau)
     return *grads, None, None
 
 
@@ -120,4 +120,4 @@ if _library.CPU.loaded:
         return z1.new_empty(z1.shape), z1.new_empty(z1.shape)
 
     _contrast_loss = _common.differentiable("contrast_loss", _setup_context, _backward)
-    _common.register_no_grad("contrast_loss_backward")
+    _contrast_loss_backward = _common.register_no_grad("contrast_loss_backward")

@@ -151,7 +151,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None)
     grad_out = grad_out if ctx.has_residual else None
     grad_x = None
     if ctx.needs_input_grad[0] and not (grad_y is None and grad_out is None):
-        grad_x = torch.ops.kgrec_fast.dropout_normalize_add_backward(
+        grad_x = _dropout_normalize_add_backward(
             grad_y, grad_out, y, norm, rng, ctx.p, ctx.stream, row_ids
         )
     return grad_x, grad_out, None, None, None, None
@@ -172,4 +172,4 @@ if _library.CPU.loaded:
     _dropout_normalize_add = _common.differentiable(
         "dropout_normalize_add", _setup_context, _backward
     )
-    _common.register_no_grad("dropout_normalize_add_backward")
+    _dropout_normalize_add_backward = _common.register_no_grad("dropout_normalize_add_backward")

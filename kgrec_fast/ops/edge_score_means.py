@@ -44,9 +44,7 @@ def edge_score_means(
     in_row_order = graph.to_row_order(score) if edge_order == "caller" else score
     wide = in_row_order.to(_common.accumulate_dtype(score.dtype))
     row_mask = None if mask is None else mask.row
-    means = torch.ops.kgrec_fast.edge_score_means(
-        wide, graph.tensors(columns=True), row_mask, count
-    )
+    means = _edge_score_means(wide, graph.tensors(columns=True), row_mask, count)
     return means.to(score.dtype)
 
 
@@ -78,8 +76,7 @@ def _check(score: Tensor, graph: _Graph, num_items: int | None, edge_order: str)
     if score.shape != (graph.num_edges,):
         raise ValueError(f"score has shape {list(score.shape)}, expected [{graph.num_edges}]")
     _common.check_device("score", score, graph.device)
-    if edge_order not in ("caller", "row"):
-        raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
+    _common.check_order("edge_order", edge_order)
     if num_items is None:
         return graph.num_cols
     if isinstance(num_items, bool) or not isinstance(num_items, int):
@@ -95,4 +92,4 @@ if _library.CPU.loaded:
     def _(score: Tensor, graph: list[Tensor], row_mask: Tensor | None, num_items: int) -> Tensor:
         return score.new_empty(num_items)
 
-    _common.register_no_grad("edge_score_means")
+    _edge_score_means = _common.register_no_grad("edge_score_means")

@@ -57,8 +57,8 @@ def projected_attention(
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
     zero_edges = as_zero_edges(zero_edges, graph, x)
     needs_grad = _common.wants_grad(x, weight, relation)
-    if not needs_grad or not _common.runs_native(x.device):
-        # Without a gradient there is nothing to save; the reference leaves it to autograd.
+    if not needs_grad or not _common.runs_native(x.device) or _common.keeps_to_ops():
+        # Without a gradient there is nothing to save; the others leave it to autograd.
         if query is None or needs_grad:
             query = x @ weight
         return relation_attention(
@@ -137,16 +137,20 @@ def attention_and_mean(
         TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
-    if not _common.wants_grad(x, weight, relation) or not _common.runs_native(x.device):
+    fused = _common.wants_grad(x, weight, relation) and _common.runs_native(x.device)
+    if not fused or _common.keeps_to_ops():
         out = projected_attention(x, weight, relation, graph, num_heads, edge_mask, False, query)
         return out, relation_mean(x, relation, graph, mean_mask)  # type: ignore[return-value]
     _common.check_heads(num_heads, x.size(1))
-    masks = (_common.prepare_mask(graph, mask) for mask in (edge_mask, mean_mask))
+    mask, mean_mask = (_common.prepare_mask(graph, mask) for mask in (edge_mask, mean_mask))
+    # torch.compile takes no tensor twice.
+    one_mask = mask is mean_mask
+    masks = (mask, None if one_mask else mean_mask)
     columns = (m for mask in masks for m in _common.mask_tensors(mask, columns=True))
     if query is None:
         query = x.detach() @ weight.detach()
     return _AttentionAndMean.apply(
-        x, weight, relation, query.detach(), *columns, num_heads, *graph.tensors(True)
+        x, weight, relation, query.detach(), *columns, one_mask, num_heads, *graph.tensors(True)
     )
 
 
@@ -207,12 +211,15 @@ class _AttentionAndMean(torch.autograd.Function):
         col_mask: Tensor | None,
         mean_row_mask: Tensor | None,
         mean_col_mask: Tensor | None,
+        one_mask: bool,
         num_heads: int,
         *graph: Tensor,
     ) -> tuple[Tensor, Tensor]:
         out, lse, edge_weight = torch.ops.kgrec_fast.relation_attention(
             query, x, relation, graph, row_mask, col_mask, num_heads, True
         )
+        if one_mask:
+            mean_row_mask, mean_col_mask = row_mask, col_mask
         mean, inverse_count = torch.ops.kgrec_fast.relation_mean(
             x, relation, graph, mean_row_mask, mean_col_mask
         )
@@ -243,7 +250,7 @@ class _AttentionAndMean(torch.autograd.Function):
             )
             grad_x += more_x
         grad_weight = _project_back(ctx, x, weight, grad_query, grad_x)
-        return grad_x, grad_weight, grad_relation + more_relation, *[None] * (6 + len(graph))
+        return grad_x, grad_weight, grad_relation + more_relation, *[None] * (7 + len(graph))
 
 
 class _ProjectedAttention(torch.autograd.Function):

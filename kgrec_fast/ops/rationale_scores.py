@@ -50,13 +50,12 @@ def rationale_scores(
         _common.check_graph(graph, RelGraph)
         _common.check_matrix("relation", relation, graph.num_relations, like=query)
     _common.check_heads(num_heads, query.size(1))
-    if edge_order not in ("caller", "row"):
-        raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
+    _common.check_order("edge_order", edge_order)
     mask = _common.prepare_mask(graph, edge_mask)
     if not _common.runs_native(query.device):
         return rationale_scores_reference(query, relation, graph, num_heads, mask, edge_order)
     row_mask = None if mask is None else mask.row
-    scores, logits = torch.ops.kgrec_fast.rationale_scores(
+    scores, logits = _rationale_scores(
         query, relation, graph.tensors(columns=False), row_mask, num_heads
     )
     return _reorder(graph, edge_order, scores, logits)
@@ -108,4 +107,4 @@ if _library.CPU.loaded:
         dtype, edges = _common.accumulate_dtype(query.dtype), graph[1].size(0)
         return query.new_empty(edges, dtype=dtype), query.new_empty(edges, dtype=dtype)
 
-    _common.register_no_grad("rationale_scores")
+    _rationale_scores = _common.register_no_grad("rationale_scores")

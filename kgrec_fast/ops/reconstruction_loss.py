@@ -95,7 +95,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
 def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
     if grad is None:
         return None, None, None, None, None
-    grads = torch.ops.kgrec_fast.reconstruction_loss_backward(grad, *ctx.saved_tensors)
+    grads = _reconstruction_loss_backward(grad, *ctx.saved_tensors)
     return *grads, None, None
 
 
@@ -121,4 +121,4 @@ if _library.CPU.loaded:
         )
 
     _reconstruction_loss = _common.differentiable("reconstruction_loss", _setup_context, _backward)
-    _common.register_no_grad("reconstruction_loss_backward")
+    _reconstruction_loss_backward = _common.register_no_grad("reconstruction_loss_backward")

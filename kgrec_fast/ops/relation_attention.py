@@ -165,7 +165,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple:
     saved = ctx.saved_tensors
     query, value, relation, out, lse, weight, row_mask, col_mask, zero_edges, *graph = saved
-    grads = torch.ops.kgrec_fast.relation_attention_backward(
+    grads = _relation_attention_backward(
         grad_out, grad_lse, query, value, relation, out, lse, weight, graph, row_mask, col_mask,
         ctx.num_heads, zero_edges,
     )  # fmt: skip
@@ -202,4 +202,4 @@ if _library.CPU.loaded:
         return tuple(x.new_empty(x.shape) for x in (query, value, relation))  # type: ignore[return-value]
 
     _relation_attention = _common.differentiable("relation_attention", _setup_context, _backward)
-    _common.register_no_grad("relation_attention_backward")
+    _relation_attention_backward = _common.register_no_grad("relation_attention_backward")

@@ -71,9 +71,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
 
 def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
     x, relation, inverse_count, row_mask, col_mask, *graph = ctx.saved_tensors
-    grads = torch.ops.kgrec_fast.relation_mean_backward(
-        grad_out, x, relation, inverse_count, graph, row_mask, col_mask
-    )
+    grads = _relation_mean_backward(grad_out, x, relation, inverse_count, graph, row_mask, col_mask)
     return *grads, [None] * len(graph), None, None
 
 
@@ -100,4 +98,4 @@ if _library.CPU.loaded:
         return relation.new_empty(relation.shape)
 
     _relation_mean = _common.differentiable("relation_mean", _setup_context, _backward)
-    _common.register_no_grad("relation_mean_backward")
+    _relation_mean_backward = _common.register_no_grad("relation_mean_backward")

@@ -148,8 +148,7 @@ def sample_edges_per_relation(
     _common.check_graph(graph, RelGraph)
     rate, stream = _check_share("rate", rate), check_stream(stream)
     check_rng(rng, graph.device)
-    if edge_order not in ("caller", "row"):
-        raise ValueError(f"edge_order is {edge_order!r}, expected 'caller' or 'row'")
+    _common.check_order("edge_order", edge_order)
     if not _common.runs_native(graph.device):
         return sample_edges_per_relation_reference(graph, rate, rng, stream, edge_order)
     return torch.ops.kgrec_fast.sample_edges_per_relation(

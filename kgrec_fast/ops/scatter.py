@@ -35,6 +35,8 @@ def _check_values(index: Tensor, size: int | None, bound: str) -> int:
     """
     if index.numel() == 0:
         return 0 if size is None else size
+    if size is None and _common.is_batched(index):
+        raise ValueError(f"{bound} is None, expected a size under torch.func.vmap")
     if not readable(index):
         return int(index.max()) + 1 if size is None else size
     low, high = (int(value) for value in torch.aminmax(index))
@@ -123,7 +125,7 @@ def _sum(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
     else:
         rows, cells = _cells(index, dim, size, src)
         views = (1, rows.numel(), src.numel() // rows.numel())
-    return torch.ops.kgrec_fast.scatter_sum(src.reshape(views), rows, cells).view(shape)
+    return _scatter_sum(src.reshape(views), rows, cells).view(shape)
 
 
 def _cells(index: Tensor, dim: int, size: int, src: Tensor) -> tuple[Tensor, int]:
@@ -157,7 +159,7 @@ def _count(index: Tensor, dim: int, size: int) -> Tensor:
     """
     shape = [*index.shape[:dim], size, *index.shape[dim + 1 :]]
     zeros = torch.zeros(shape, dtype=torch.int64, device=index.device)
-    return zeros.scatter_add_(dim, index, torch.ones_like(index)).clamp_min_(1)
+    return zeros.scatter_add(dim, index, torch.ones_like(index)).clamp_min(1)
 
 
 def _check_mean_out(index: Tensor, dim: int, out: Tensor | None) -> None:
@@ -345,7 +347,7 @@ def scatter_softmax(
         return segment_softmax(src.movedim(dim, 0), ptr).movedim(0, dim)
     if not _common.runs_native(src.device):
         return scatter_softmax_reference(src, index, None, num_nodes, dim)
-    return _softmax(torch.ops.kgrec_fast.scatter_softmax, src, index, num_nodes, dim)
+    return _softmax(_scatter_softmax, src, index, num_nodes, dim)
 
 
 def _sum_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -364,7 +366,7 @@ def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
     out, index = ctx.saved_tensors
-    grad_src = torch.ops.kgrec_fast.scatter_softmax_backward(grad, out, index, ctx.size)
+    grad_src = _scatter_softmax_backward(grad, out, index, ctx.size)
     return grad_src, None, None
 
 
@@ -382,10 +384,6 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, out: Tensor, index: Tensor, size: int) -> Tensor:
         return out.new_empty(out.shape)
 
-    torch.library.register_autograd(
-        "kgrec_fast::scatter_sum", _sum_backward, setup_context=_sum_setup
-    )
-    torch.library.register_autograd(
-        "kgrec_fast::scatter_softmax", _softmax_backward, setup_context=_softmax_setup
-    )
-    _common.register_no_grad("scatter_softmax_backward")
+    _scatter_sum = _common.differentiable("scatter_sum", _sum_setup, _sum_backward)
+    _scatter_softmax = _common.differentiable("scatter_softmax", _softmax_setup, _softmax_backward)
+    _scatter_softmax_backward = _common.register_no_grad("scatter_softmax_backward")

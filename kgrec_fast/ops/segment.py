@@ -19,7 +19,7 @@ SOFTMAX_EPS = 1e-16
 
 def readable(tensor: Tensor) -> bool:
     """Whether values are looked at: not where one would have to wait for a GPU, nor in tracing."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter)
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and not _common.is_batched(tensor)
     return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -130,7 +130,7 @@ def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
     check_ptr(ptr, src.size(0), src.device)
     if src.dtype in INTEGERS or not _common.runs_native(src.device):
         return segment_sum_reference(src, ptr)
-    return torch.ops.kgrec_fast.segment_sum(src, ptr)
+    return _segment_sum(src, ptr)
 
 
 def segment_mean(src: Tensor, ptr: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def segment_mean(src: Tensor, ptr: Tensor) -> Tensor:
     check_ptr(ptr, src.size(0), src.device)
     if src.dtype in INTEGERS or not _common.runs_native(src.device):
         return segment_mean_reference(src, ptr)
-    return torch.ops.kgrec_fast.segment_mean(src, ptr)
+    return _segment_mean(src, ptr)
 
 
 def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
     check_ptr(ptr, src.size(0), src.device)
     if not _common.runs_native(src.device):
         return segment_softmax_reference(src, ptr)
-    return torch.ops.kgrec_fast.segment_softmax(src, ptr)
+    return _segment_softmax(src, ptr)
 
 
 def _save_ptr(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -178,12 +178,12 @@ def _save_ptr(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
     (ptr,) = ctx.saved_tensors
-    return torch.ops.kgrec_fast.segment_spread(grad, ptr, ctx.rows, False), None
+    return _segment_spread(grad, ptr, ctx.rows, False), None
 
 
 def _mean_backward(ctx: Any, grad: Tensor) -> tuple:
     (ptr,) = ctx.saved_tensors
-    return torch.ops.kgrec_fast.segment_spread(grad, ptr, ctx.rows, True), None
+    return _segment_spread(grad, ptr, ctx.rows, True), None
 
 
 def _spread_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -193,7 +193,7 @@ def _spread_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _spread_backward(ctx: Any, grad: Tensor) -> tuple:
     (ptr,) = ctx.saved_tensors
-    reduce = torch.ops.kgrec_fast.segment_mean if ctx.mean else torch.ops.kgrec_fast.segment_sum
+    reduce = _segment_mean if ctx.mean else _segment_sum
     return reduce(grad, ptr), None, None, None
 
 
@@ -204,7 +204,7 @@ def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
     out, ptr = ctx.saved_tensors
-    return torch.ops.kgrec_fast.segment_softmax_backward(grad, out, ptr), None
+    return _segment_softmax_backward(grad, out, ptr), None
 
 
 if _library.CPU.loaded:
@@ -229,11 +229,8 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
         return out.new_empty(out.shape)
 
-    for _name, _backward, _setup in (
-        ("segment_sum", _sum_backward, _save_ptr),
-        ("segment_mean", _mean_backward, _save_ptr),
-        ("segment_spread", _spread_backward, _spread_setup),
-        ("segment_softmax", _softmax_backward, _softmax_setup),
-    ):
-        torch.library.register_autograd(f"kgrec_fast::{_name}", _backward, setup_context=_setup)
-    _common.register_no_grad("segment_softmax_backward")
+    _segment_sum = _common.differentiable("segment_sum", _save_ptr, _sum_backward)
+    _segment_mean = _common.differentiable("segment_mean", _save_ptr, _mean_backward)
+    _segment_spread = _common.differentiable("segment_spread", _spread_setup, _spread_backward)
+    _segment_softmax = _common.differentiable("segment_softmax", _softmax_setup, _softmax_backward)
+    _segment_softmax_backward = _common.register_no_grad("segment_softmax_backward")

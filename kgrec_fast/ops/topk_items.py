@@ -69,7 +69,7 @@ def topk_items(
     native = _common.runs_native(device)
     if not native or (device.type == "cuda" and min(k, item_emb.size(0)) > MAX_CUDA_K):
         return _in_blocks(_rank_rows_reference, user_emb, item_emb, k, *known, max_scores)
-    return _in_blocks(torch.ops.kgrec_fast.topk_rows, user_emb, item_emb, k, *known, max_scores)
+    return _in_blocks(_topk_rows, user_emb, item_emb, k, *known, max_scores)
 
 
 @torch.no_grad()
@@ -256,4 +256,4 @@ if _library.CPU.loaded:
         shape = (scores.size(0), min(k, scores.size(1)))
         return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
 
-    _common.register_no_grad("topk_rows")
+    _topk_rows = _common.register_no_grad("topk_rows")

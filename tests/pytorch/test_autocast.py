@@ -14,6 +14,7 @@ each_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"]
 # What stands where matrix products do is cast; log-sum-exp and scores stay float32.
 CAST = {
     "relation_attention": (True, False),
+    "relation_attention, edges beside the graph": (True, False),
     "projected_attention": (True, False),
     "attention_and_mean": (True, True),
     "rationale_scores": (False, False),

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from kgrec_fast.graph import InteractionGraph, RelGraph
@@ -65,6 +66,11 @@ def clear() -> None:
 
 
 def _cached(tensors: tuple[Tensor, ...], sizes: _Key, build: Callable[[], G]) -> G:
+    if torch.compiler.is_exporting():
+        raise ValueError(
+            "edges are given as tensors to torch.export, expected a RelGraph or InteractionGraph: "
+            "sorting them is no part of a program"
+        )
     # Inference tensors have no version counter: a change in place would go unseen.
     if not all(isinstance(x, Tensor) and not x.is_inference() for x in tensors):
         return build()

@@ -177,6 +177,14 @@ def test_layers_export(name: str, strict: bool) -> None:
     torch.testing.assert_close(grads(found, inputs), grads(wanted, inputs), rtol=1e-4, atol=1e-5)
 
 
+def test_raw_edges_are_for_eager_mode() -> None:
+    small = Small.make()
+    gcn, entities = AttnHGCN(8, 1, 9, 6), small.model.entity_embedding.weight
+    edges = (small.model.edge_index, small.model.edge_type)
+    with pytest.raises(ValueError, match=r"edges are given as tensors to torch\.export, expected a"):
+        torch.export.export(Method(gcn, "kg_agg"), (entities, *edges), strict=False)
+
+
 # -- the training step -----------------------------------------------------------------------------
 
 

@@ -31,7 +31,7 @@ def test_python_blocks_of_the_readme_run(
         for line, text in blocks(ROOT / "README.md", "python")
         if not any(f"kgrec_fast.integrations.{name}" in text for name in FRAMEWORKS)
     ]
-    assert len(examples) == 3
+    assert len(examples) == 6
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "readme"}
@@ -39,7 +39,9 @@ def test_python_blocks_of_the_readme_run(
         # Padded, so that a traceback names the line of the README.
         exec(compile("\n" * line + text, str(ROOT / "README.md"), "exec"), names)
     assert (tmp_path / "runs" / "example" / "metrics.json").is_file()
-    assert 0 < float(capsys.readouterr().out) < 1
+    metric, *report = capsys.readouterr().out.splitlines()
+    assert 0 < float(metric) < 1
+    assert "swapped" in "".join(report)
 
 
 def test_yaml_example_is_a_configuration(tmp_path: Path) -> None:

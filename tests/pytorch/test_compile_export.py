@@ -181,7 +181,7 @@ def test_raw_edges_are_for_eager_mode() -> None:
     small = Small.make()
     gcn, entities = AttnHGCN(8, 1, 9, 6), small.model.entity_embedding.weight
     edges = (small.model.edge_index, small.model.edge_type)
-    with pytest.raises(ValueError, match=r"edges are given as tensors to torch\.export, expected a"):
+    with pytest.raises(ValueError, match=r"edges are given as tensors to torch\.export"):
         torch.export.export(Method(gcn, "kg_agg"), (entities, *edges), strict=False)
 
 

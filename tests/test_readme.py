@@ -31,7 +31,7 @@ def test_python_blocks_of_the_readme_run(
         for line, text in blocks(ROOT / "README.md", "python")
         if not any(f"kgrec_fast.integrations.{name}" in text for name in FRAMEWORKS)
     ]
-    assert len(examples) == 6
+    assert len(examples) == 7
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, object] = {"__name__": "readme"}

@@ -2,7 +2,8 @@
 #   make demo      train KGRec on ml-100k and print a table of metrics
 #   make test      run the test suite
 #   make compat    run it again with the same binary under an older torch
-#   make test-integrations  run the tests inside hopwise and RecBole, each in an environment of its own
+#   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
+#                  each in an environment of its own
 #   make lint      ruff, mypy, clang-format
 #   make build     rebuild the native library after a change in csrc/
 
@@ -12,6 +13,7 @@ COMPAT_VENV ?= .venv-compat
 COMPAT_TORCH ?= 2.13.0
 HOPWISE_VENV ?= .venv-hopwise
 RECBOLE_VENV ?= .venv-recbole
+SCATTER_VENV ?= .venv-scatter
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EPOCHS ?= 30
@@ -82,6 +84,13 @@ test-integrations: wheel
 	$(call with_wheel,$(RECBOLE_VENV),train$(comma)test$(comma)recbole)
 	cd build/compat/run && $(CURDIR)/$(RECBOLE_VENV)/bin/python -m pytest \
 	  tests/integrations/test_framework_*.py tests/integrations/test_recbole_*.py
+	$(call with_wheel,$(SCATTER_VENV),train$(comma)test$(comma)bench)
+	@echo "Compiling torch_scatter, which is built against one torch: some five minutes ..."
+	$(SCATTER_VENV)/bin/python -m pip --disable-pip-version-check -q install setuptools wheel
+	$(SCATTER_VENV)/bin/python -m pip --disable-pip-version-check -q install \
+	  --no-build-isolation torch_scatter==2.1.2
+	cd build/compat/run && $(CURDIR)/$(SCATTER_VENV)/bin/python -m pytest \
+	  tests/integrations/test_against_torch_scatter.py
 
 $(VENV)/.lint: | $(BIN)/python
 	$(PIP) install "ruff>=0.8" "mypy>=1.13" "clang-format>=18"
@@ -99,4 +108,4 @@ format: $(VENV)/.lint
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 clean:
-	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(HOPWISE_VENV) $(RECBOLE_VENV)
+	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(HOPWISE_VENV) $(RECBOLE_VENV) $(SCATTER_VENV)

@@ -17,11 +17,11 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "relation_attention(Tensor query, Tensor value, Tensor relation, Tensor[] graph, "
       "Tensor? row_mask, Tensor? col_mask, int num_heads, bool keep_weight, "
-      "Tensor? zero_edges=None) -> (Tensor, Tensor, Tensor)");
+      "Tensor? zero_edges) -> (Tensor, Tensor, Tensor)");
   m.def(
       "relation_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor value, "
       "Tensor relation, Tensor? out, Tensor lse, Tensor weight, Tensor[] graph, Tensor? row_mask, "
-      "Tensor? col_mask, int num_heads, Tensor? zero_edges=None) -> (Tensor, Tensor, Tensor)");
+      "Tensor? col_mask, int num_heads, Tensor? zero_edges) -> (Tensor, Tensor, Tensor)");
 
   m.def(
       "rationale_scores(Tensor query, Tensor? relation, Tensor[] graph, Tensor? row_mask, "

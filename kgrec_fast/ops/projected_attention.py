@@ -216,7 +216,7 @@ class _AttentionAndMean(torch.autograd.Function):
         *graph: Tensor,
     ) -> tuple[Tensor, Tensor]:
         out, lse, edge_weight = torch.ops.kgrec_fast.relation_attention(
-            query, x, relation, graph, row_mask, col_mask, num_heads, True
+            query, x, relation, graph, row_mask, col_mask, num_heads, True, None
         )
         if one_mask:
             mean_row_mask, mean_col_mask = row_mask, col_mask

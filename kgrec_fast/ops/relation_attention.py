@@ -184,7 +184,7 @@ if _library.CPU.loaded:
         col_mask: Tensor | None,
         num_heads: int,
         keep_weight: bool,
-        zero_edges: Tensor | None = None,
+        zero_edges: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, rows = _common.accumulate_dtype(query.dtype), graph[0].size(0) - 1
         # What backward wants: a_e on the CPU; CUDA makes them anew from the log-sum-exp.

@@ -186,13 +186,14 @@ def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     mask = graph.edge_mask(random_mask(case)) if masked else None
     masks = (mask.row, mask.col) if mask else (None, None)
     leaves = [x.requires_grad_() for x in operands(case, 8, dtype)]
-    arguments = (*leaves, graph.tensors(columns=True), *masks, 2, True)
+    beside = torch.arange(case.num_rows).to(dtype) if masked else None
+    arguments = (*leaves, graph.tensors(columns=True), *masks, 2, True, beside)
     torch.library.opcheck(torch.ops.kgrec_fast.relation_attention.default, arguments)
     detached = [x.detach() for x in leaves]
     out, lse, weight = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
     torch.library.opcheck(
         torch.ops.kgrec_fast.relation_attention_backward.default,
-        (out, lse, *detached, out, lse, weight, *arguments[3:-1]),
+        (out, lse, *detached, out, lse, weight, *arguments[3:-2], beside),
     )
 
 

@@ -28,14 +28,14 @@ struct AttentionBackwardParams {
   int64_t width = 0;
   int64_t num_heads = 1;
   Matrix value, relation;
-  Matrix grad_out;                 // acc
-  const void* grad_lse = nullptr;  // acc [num_rows, num_heads]
-  const void* weight = nullptr;    // acc [E, num_heads]: a_e
+  Matrix grad_out;                   // acc
+  const void* grad_lse = nullptr;    // acc [num_rows, num_heads]
+  const void* weight = nullptr;      // acc [E, num_heads]: a_e
   const void* zero_edges = nullptr;  // acc [num_rows], or null
-  void* score_grad = nullptr;      // acc [E, num_heads]: ds_e
-  void* slot_grad = nullptr;       // acc [num_slots, width], zero
-  void* partial = nullptr;         // acc [2 * num_parts, num_heads]
-  int64_t* partial_row = nullptr;  // [2 * num_parts], -1 where there is no share
+  void* score_grad = nullptr;        // acc [E, num_heads]: ds_e
+  void* slot_grad = nullptr;         // acc [num_slots, width], zero
+  void* partial = nullptr;           // acc [2 * num_parts, num_heads]
+  int64_t* partial_row = nullptr;    // [2 * num_parts], -1 where there is no share
 };
 
 }  // namespace kgrec::cpu

@@ -75,7 +75,7 @@ comma := ,
 compat: wheel
 	$(call with_wheel,$(COMPAT_VENV),train$(comma)test)
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps recbole==1.2.1
-	cd build/compat/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest tests/ops tests/nn tests/models tests/test_graph.py
+	cd build/compat/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest tests/ops tests/nn tests/models tests/pytorch tests/test_graph.py
 
 test-integrations: wheel
 	$(call with_wheel,$(HOPWISE_VENV),train$(comma)test$(comma)hopwise)

@@ -64,6 +64,22 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+# Options of more than one command.
+_run_dir = click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
+)
+_assignments = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any field, such as model.context_hops=3.  May be repeated.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(kgrec_fast.__version__, prog_name="kgrec-fast")
 def main() -> None:
@@ -120,25 +136,14 @@ def main() -> None:
 )
 @click.option("--device", help="Where to train, cpu or cuda.  [default: cpu]")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
-)
+@_run_dir
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
     metavar="RUN_DIR",
     help="Continue that run exactly where it stopped; --epochs may lengthen it.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set any field, such as model.context_hops=3.  May be repeated.",
-)
+@_assignments
 def train(
     config_file: Path | None,
     run_dir: Path | None,
@@ -306,19 +311,8 @@ def evaluate_command(
     type=click.Choice(list(PRESETS)),
     help="Hyper-parameters of the paper's code for that data set.",
 )
-@click.option(
-    "--run-dir",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder of the run.  [default: runs/DATASET-TIMESTAMP]",
-)
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Set any field, such as model.context_hops=3.  May be repeated.",
-)
+@_run_dir
+@_assignments
 def import_command(
     checkpoint: Path,
     dataset: str,

@@ -74,5 +74,13 @@ def peak_in_fresh_process(module: str, function: str, *arguments: str) -> int | 
     return None if answer == "None" else int(answer)
 
 
+def peaks_of_sides(module: str, function: str, *arguments: str) -> tuple[int | None, int | None]:
+    """`peak_in_fresh_process` of "ours" and of "theirs", the function's first argument."""
+    ours, theirs = (
+        peak_in_fresh_process(module, function, side, *arguments) for side in ("ours", "theirs")
+    )
+    return ours, theirs
+
+
 if __name__ == "__main__":
     print(measure(sys.argv[1], sys.argv[2], sys.argv[3:]))

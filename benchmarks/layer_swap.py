@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import _step_data, baselines, train_step
 from benchmarks._harness import Row, check_close, finish, interleave, parser, start, table
-from benchmarks._memory import peak_in_fresh_process
+from benchmarks._memory import peaks_of_sides
 from kgrec_fast import accelerate
 from kgrec_fast.data import KGDataset
 from kgrec_fast.graph import InteractionGraph, RelGraph
@@ -131,15 +131,10 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     ]
     print(table(("part", "layers swapped, ms", "as it was, ms"), rows))
     del models
-    peaks: list[int | None] = [None, None]
+    peaks: tuple[int | None, int | None] = (None, None)
     if not options.no_memory:
         size = "quick" if quick else "full"
-        peaks = [
-            peak_in_fresh_process(
-                "benchmarks.layer_swap", "prepare_step", side, name, baseline.name, size
-            )
-            for side in ("ours", "theirs")
-        ]
+        peaks = peaks_of_sides("benchmarks.layer_swap", "prepare_step", name, baseline.name, size)
     return Row.of(
         ours,
         theirs,
@@ -147,7 +142,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
         graph=name,
         direction="step",
         baseline=f"reference on {baseline.name}",
-        memory=(peaks[0], peaks[1]),
+        memory=peaks,
         extra={
             "data": data.name,
             "batch_size": options.batch_size,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks import baselines
 from benchmarks._harness import ROOT, Row, check_close, finish, interleave, parser, start
-from benchmarks._memory import peak_in_fresh_process
+from benchmarks._memory import peaks_of_sides
 from kgrec_fast import ops
 from kgrec_fast.data.kgat import load_kg_final
 from kgrec_fast.data.shapes import EdgeList, shaped_graph
@@ -238,16 +238,13 @@ def measure(
         if direction == DIRECTIONS[-1]:
             measured += floors(problem, graph)
         timings = interleave(measured, rounds=rounds, budget=budget)
-        peaks: list[int | None] = [None, None]
+        peaks: tuple[int | None, int | None] = (None, None)
         if memory:
-            peaks = [
-                peak_in_fresh_process(
-                    "benchmarks.relation_attention",
-                    "prepare_call",
-                    *(side, name, direction, baseline.name, "quick" if quick else "full"),
-                )
-                for side in ("ours", "theirs")
-            ]
+            peaks = peaks_of_sides(
+                "benchmarks.relation_attention",
+                "prepare_call",
+                *(name, direction, baseline.name, "quick" if quick else "full"),
+            )
         rows.append(
             Row.of(
                 *timings[:2],
@@ -255,7 +252,7 @@ def measure(
                 graph=name,
                 direction=direction,
                 baseline=baseline.name,
-                memory=(peaks[0], peaks[1]),
+                memory=peaks,
                 extra=facts,
             )
         )

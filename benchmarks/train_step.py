@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks import _step_data, _step_floor, baselines
 from benchmarks._harness import Row, check_close, finish, interleave, parser, quantile, start, table
-from benchmarks._memory import peak_in_fresh_process
+from benchmarks._memory import peaks_of_sides
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
@@ -333,15 +333,10 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     if options.hot:
         print(hot)
     del model, reference
-    peaks: list[int | None] = [None, None]
+    peaks: tuple[int | None, int | None] = (None, None)
     if not options.no_memory:
         size = "quick" if quick else "full"
-        peaks = [
-            peak_in_fresh_process(
-                "benchmarks.train_step", "prepare_step", side, name, baseline.name, size
-            )
-            for side in ("ours", "theirs")
-        ]
+        peaks = peaks_of_sides("benchmarks.train_step", "prepare_step", name, baseline.name, size)
     return Row.of(
         ours,
         theirs,
@@ -349,7 +344,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
         graph=name,
         direction="step",
         baseline=f"reference on {baseline.name}",
-        memory=(peaks[0], peaks[1]),
+        memory=peaks,
         extra={
             "data": data.name,
             "batch_size": options.batch_size,

@@ -1,7 +1,10 @@
 // What bindings of the CPU library share besides common/binding.h.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "common/binding.h"
 
@@ -45,12 +48,43 @@ inline void zero_rows_from(Tensor& x, int64_t first) {
       size_t((x.size(0) - first) * row_bytes));
 }
 
-// f(begin, end) over [0, count) on torch's threads, whole parts each.
+// f(begin, end) over [0, count) on torch's threads, whole parts each. A mask may leave half of the
+// parts with nothing to do, and a core may be lent to others for a while: every thread takes from a
+// share of its own, whose memory its caches may still hold, and then from what others have left.
 template <class F>
 void parallel_parts(int64_t count, const F& f) {
-  if (count > 0) {
-    torch::stable::parallel_for(0, count, 1, f);
+  constexpr int64_t kBlocks = 32;  // that a share is taken in
+  struct alignas(64) Share {       // a line of the cache each
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+  const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), count);
+  if (threads <= 1) {
+    if (count > 0) {
+      f(0, count);
+    }
+    return;
   }
+  const int64_t block = std::max<int64_t>(1, count / (threads * kBlocks));
+  std::vector<Share> shares(threads);
+  for (int64_t t = 0; t < threads; ++t) {
+    shares[t].next = t * count / threads;
+    shares[t].end = (t + 1) * count / threads;
+  }
+  const auto run = [&](Share& share) {
+    for (;;) {
+      const int64_t begin = share.next.fetch_add(block, std::memory_order_relaxed);
+      if (begin >= share.end) {
+        return;
+      }
+      f(begin, std::min(begin + block, share.end));
+    }
+  };
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = 0; i < threads; ++i) {
+      run(shares[(first + i) % threads]);
+    }
+  });
 }
 
 // A matrix of zeros, written (and so mapped) by all threads.

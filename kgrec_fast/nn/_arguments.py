@@ -52,6 +52,24 @@ def resolve_hops(
     return hops
 
 
+def resolve_graph(
+    entity_emb: Tensor,
+    width: int,
+    edge_index: Tensor | RelGraph,
+    edge_type: Tensor | None,
+    relations: int,
+    edge_mask: Mask,
+) -> tuple[RelGraph, EdgeMask | None]:
+    """The graph of a layer that makes one hop over ``entity_emb`` [N, width], and its mask.
+
+    Raises:
+        TypeError, ValueError: As :func:`check_embedding` and :func:`resolve_hops`.
+    """
+    check_embedding("entity_emb", entity_emb, width)
+    graph = resolve_hops(edge_index, edge_type, entity_emb.shape[0], relations).first
+    return graph, prepared_mask(graph, edge_mask)
+
+
 def resolve_interactions(
     inter_edge: Tensor | InteractionGraph, users: int, items: int, exact: bool
 ) -> InteractionGraph:

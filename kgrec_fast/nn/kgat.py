@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph
-from kgrec_fast.nn._arguments import Mask, check_embedding, prepared_mask, resolve_hops
+from kgrec_fast.nn._arguments import Mask, resolve_graph
 from kgrec_fast.nn._edges import attended_reference, edge_softmax
 from kgrec_fast.nn.propagation import padded
 from kgrec_fast.ops._common import kept_edges
@@ -96,7 +96,9 @@ class KGATAttention(nn.Module):
         Raises:
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
-        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
+        graph, mask = resolve_graph(
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
+        )
         if attention is None:
             order, weight = "row", self._weights(entity_emb, graph, mask)
         else:
@@ -116,7 +118,9 @@ class KGATAttention(nn.Module):
 
         Arguments as in :meth:`forward`.
         """
-        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
+        graph, mask = resolve_graph(
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
+        )
         weight = self._weights(entity_emb, graph, mask)
         return graph.to_caller_order(weight if mask is None else weight * mask.row)
 
@@ -129,7 +133,9 @@ class KGATAttention(nn.Module):
         edge_mask: Mask = None,
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with a projection of both ends of every edge."""
-        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
+        graph, mask = resolve_graph(
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
+        )
         _, head, tail, rel = kept_edges(graph, mask)
         size = (self.embedding_size, self.relation_size)
         projection = self.trans_w(rel).unflatten(1, size)  # [E, D, K]
@@ -163,15 +169,3 @@ class KGATAttention(nn.Module):
     def _projections(self) -> tuple[Tensor, ...]:
         """[D, K] for each relation."""
         return self.trans_w.weight.unflatten(1, (self.embedding_size, self.relation_size)).unbind(0)
-
-    def _resolve(
-        self,
-        entity_emb: Tensor,
-        edge_index: Tensor | RelGraph,
-        edge_type: Tensor | None,
-        edge_mask: Mask,
-    ) -> tuple[RelGraph, EdgeMask | None]:
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
-        nodes = entity_emb.shape[0]
-        graph = resolve_hops(edge_index, edge_type, nodes, self.n_relations).first
-        return graph, prepared_mask(graph, edge_mask)

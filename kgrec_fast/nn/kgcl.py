@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph
-from kgrec_fast.nn._arguments import Mask, check_embedding, prepared_mask, resolve_hops
+from kgrec_fast.nn._arguments import Mask, check_embedding, resolve_graph
 from kgrec_fast.nn._edges import attended, attended_reference, edge_softmax, gather
 from kgrec_fast.nn.propagation import padded
 from kgrec_fast.ops._common import accumulate_dtype, kept_edges
@@ -107,11 +107,15 @@ class KGCLAggregation(nn.Module):
         edge_type: Tensor | None,
         edge_mask: Mask,
     ) -> tuple[RelGraph, EdgeMask | None]:
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
         check_embedding("relation_emb", relation_emb, self.embedding_size)
-        relations = relation_emb.shape[0]
-        graph = resolve_hops(edge_index, edge_type, entity_emb.shape[0], relations).first
-        return graph, prepared_mask(graph, edge_mask)
+        return resolve_graph(
+            entity_emb,
+            self.embedding_size,
+            edge_index,
+            edge_type,
+            relation_emb.shape[0],
+            edge_mask,
+        )
 
 
 def _column(x: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kgrec_fast.graph import EdgeMask, RelGraph
-from kgrec_fast.nn._arguments import Mask, check_embedding, prepared_mask, resolve_hops
+from kgrec_fast.graph import RelGraph
+from kgrec_fast.nn._arguments import Mask, resolve_graph
 from kgrec_fast.nn._edges import attended, attended_reference, edge_softmax, gather
 from kgrec_fast.nn.propagation import padded
 from kgrec_fast.ops._common import kept_edges
@@ -93,7 +93,9 @@ class RGATAttention(nn.Module):
         Raises:
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
-        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
+        graph, mask = resolve_graph(
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
+        )
         z = entity_emb @ self.W
         of_head, of_tail, of_relation = self._parts(z)
         score = gather(of_head, graph.head.long()) + gather(of_tail, graph.col.long())
@@ -110,7 +112,9 @@ class RGATAttention(nn.Module):
         edge_mask: Mask = None,
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with rows for every edge."""
-        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
+        graph, mask = resolve_graph(
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
+        )
         _, head, tail, rel = kept_edges(graph, mask)
         z = entity_emb @ self.W
         rows = torch.cat([z[head], z[tail], self.relation_embedding(rel)], 1)  # [E, 3 D]
@@ -125,15 +129,3 @@ class RGATAttention(nn.Module):
         pairs = ((z, self.att_head), (z, self.att_tail), (relation, self.att_relation))
         # [H, D], each attention head's part in its own columns.
         return [F.linear(x, torch.block_diag(*a.unsqueeze(1))) for x, a in pairs]
-
-    def _resolve(
-        self,
-        entity_emb: Tensor,
-        edge_index: Tensor | RelGraph,
-        edge_type: Tensor | None,
-        edge_mask: Mask,
-    ) -> tuple[RelGraph, EdgeMask | None]:
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
-        nodes = entity_emb.shape[0]
-        graph = resolve_hops(edge_index, edge_type, nodes, self.n_relations).first
-        return graph, prepared_mask(graph, edge_mask)

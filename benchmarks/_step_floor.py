@@ -19,6 +19,7 @@ from benchmarks._harness import interleave
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.nn._arguments import narrowed_mask
+from kgrec_fast.nn._row_graphs import pays, triples_of
 from kgrec_fast.nn._rows import among
 
 Call = Callable[[], object]
@@ -55,6 +56,13 @@ def _gather(ids: Tensor, starts: Tensor, source: Tensor) -> Call:
     return lambda: F.embedding_bag(ids, source, starts, mode="sum")
 
 
+def entities_read(model: KGRec, masks: StepMasks, items: Tensor) -> Tensor:
+    """The nodes whose last hop a step over these items wants: int64, some of them twice."""
+    kg = model.kg
+    ends = [ids[masks.slots].long() for ids in (kg.head, kg.col)]
+    return torch.cat([items, *ends]).clamp(max=kg.num_rows - 1)
+
+
 def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gathers:
     """The passes of a step over a batch's users and items (int64)."""
     kg, hops, inter, n_hops = model.kg, model.hops, model.interactions, model.gcn.n_hops
@@ -62,8 +70,7 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
     sampled = None if masks.sampled is None else kg.edge_mask(masks.sampled, "row")
     found.add(kg, sampled, 1, 0)  # rationale scores
     encoded = masks.masked.logical_not() & (True if masks.sampled is None else masks.sampled)
-    ends = [ids[masks.slots].long() for ids in (kg.head, kg.col)]
-    read = among(torch.cat([items, *ends]), kg.num_cols)
+    read = among(entities_read(model, masks, items), kg.num_cols)
     wanted = torch.arange(kg.num_rows) < model.n_items
     for view, rows, cols, last in ((encoded, 4, 2, read), (masks.contrast_edges, 2, 1, wanted)):
         mask: EdgeMask | None = kg.edge_mask(view, "row")
@@ -82,11 +89,19 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
     return found
 
 
-def products(model: KGRec) -> list[Call]:
+def projected_rows(model: KGRec, read: Tensor) -> list[int]:
+    """How many rows each hop projects, the last one those that ``read`` and their tails need."""
+    rows = [model.n_entities] + [model.kg.num_rows] * (model.gcn.n_hops - 1)
+    later = model.hops.later or model.kg
+    if len(rows) > 1 and pays(later, read):
+        rows[-1] = triples_of(later, read, None)[1].numel()
+    return rows
+
+
+def products(model: KGRec, read: Tensor) -> list[Call]:
     """Projections of all hops and the MLPs of both views, forward and backward."""
     width, calls = model.embedding_size, []
-    rows = [model.n_entities] + [model.kg.num_rows] * (model.gcn.n_hops - 1)
-    for n in rows + [model.n_items] * 4:
+    for n in projected_rows(model, read) + [model.n_items] * 4:
         x, weight = torch.randn(n, width), torch.randn(width, width)
         calls.append(_products(x, weight, torch.randn(n, width)))
     return calls
@@ -100,7 +115,8 @@ def floor(model: KGRec, batch: dict[str, Tensor], rounds: int) -> dict[str, floa
     """Seconds that a step spends at least on gathers, on products and on Adam (fused)."""
     masks = model.draw_masks(torch.tensor([1, 0]))
     items = torch.cat([batch["item_id"], batch["neg_item_id"]])
-    passes, dense = gathers(model, masks, batch["user_id"], items), products(model)
+    passes = gathers(model, masks, batch["user_id"], items)
+    dense = products(model, entities_read(model, masks, items))
     copies = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
     optimizer = torch.optim.Adam(copies, fused=True)
     for parameter in copies:

@@ -127,10 +127,11 @@ class KGRec(EdgeListSampling, nn.Module):
         self._add_parameters()
         self.reset_parameters()
 
-        self.hops, self.interactions = HopGraphs.of(compact(kg, n_items)), interactions
+        self.hops, self.interactions = HopGraphs.of(compact(kg, n_items), n_items), interactions
         # What a step asks the graphs for is made here: it would have to wait for the device.
-        interactions.columns()
-        self.kg.columns()
+        for graph in (interactions, self.kg, self.hops.later, self.hops.leading):
+            if graph is not None:
+                graph.columns()
         self.kg.ranks("row")
         self.sampler = StepSampler(
             self.kg,

@@ -53,25 +53,6 @@ def only_rows(x: Tensor, ids: Tensor) -> Tensor:
     return x.index_select(0, ids) if keeps_to_ops() else _OnlyRows.apply(x, ids)
 
 
-class _OnlyFirst(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: int) -> Tensor:
-        ctx.shape = x.shape
-        return x[:rows]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        whole = (grad.new_zeros if _looked_at() else grad.new_empty)(ctx.shape)
-        whole[: grad.shape[0]] = grad
-        return whole, None
-
-
-def only_first(x: Tensor, rows: int) -> Tensor:
-    """The first rows of an ``x`` [N, D] whose gradient is read there alone, as `only_rows`."""
-    return x[:rows] if keeps_to_ops() else _OnlyFirst.apply(x, rows)
-
-
 class _Readers(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ids: Tensor | None, first: int) -> tuple[Tensor, ...]:

@@ -28,6 +28,8 @@ class HopGraphs:
         later: A x A, the edges of ``first`` whose tail has edges too; None where ``first`` serves.
         positions: int64 [E'], where these edges stand in ``first`` (row order), or None.
         outer: bool [E], the other edges, or None.
+        leading: The edges that the first rows have in the later hops, [rows, A], for a last hop of
+            which only these are wanted; None where that was not asked for.
         active: int64, the nodes with edges of their own, where there is no graph of its own for the
             later hops and these are at most half of all nodes; else None.
     """
@@ -36,11 +38,17 @@ class HopGraphs:
     later: RelGraph | None = None
     positions: Tensor | None = None
     outer: Tensor | None = None
+    leading: RelGraph | None = None
     active: Tensor | None = None
 
     @classmethod
-    def of(cls, graph: RelGraph) -> HopGraphs:
-        """Prepares a graph; O(E)."""
+    def of(cls, graph: RelGraph, first_rows: int | None = None) -> HopGraphs:
+        """Prepares a graph; O(E).
+
+        Args:
+            graph: A rows and N columns.
+            first_rows: How many rows ``leading`` is to have, at most A; None for no such graph.
+        """
         rows = graph.rowptr.diff() > 0
         has_edges = torch.zeros(graph.num_cols, dtype=torch.bool, device=graph.device)
         count = min(graph.num_rows, graph.num_cols)
@@ -49,20 +57,30 @@ class HopGraphs:
         positions = inner.nonzero().flatten()
         if positions.numel() > (1 - MIN_SAVING) * graph.num_edges:
             active = has_edges.nonzero().flatten()
-            return cls(graph, active=active if 2 * active.numel() <= graph.num_cols else None)
+            return cls(
+                graph,
+                leading=_leading(graph, first_rows),
+                active=active if 2 * active.numel() <= graph.num_cols else None,
+            )
         later = RelGraph.from_edges(
             torch.stack([graph.head[positions], graph.col[positions]]),
             graph.rel[positions],
             num_nodes=graph.num_rows,
             num_relations=graph.num_relations,
         )
-        return cls(graph, later, positions, ~inner)
+        return cls(graph, later, positions, ~inner, _leading(later, first_rows))
 
     def later_mask(self, mask: EdgeMask | None) -> EdgeMask | None:
         """A mask of ``first`` as one of the graph of the later hops."""
         if mask is None or self.later is None or self.positions is None:
             return mask
         return self.later.edge_mask(mask.row.index_select(0, self.positions), "row")
+
+    def leading_mask(self, mask: EdgeMask | None) -> EdgeMask | None:
+        """A mask of the graph of the later hops as one of ``leading``, whose edges come first."""
+        if mask is None or self.leading is None:
+            return None
+        return self.leading.edge_mask(mask.row[: self.leading.num_edges], "row")
 
     def count_outer(self, mask: EdgeMask | None, dtype: torch.dtype) -> Tensor | None:
         """How many edges of each row the later hops leave out: [A], or None for none at all."""
@@ -78,8 +96,22 @@ class HopGraphs:
             None if self.later is None else self.later.to(device),
             None if self.positions is None else self.positions.to(device),
             None if self.outer is None else self.outer.to(device),
+            None if self.leading is None else self.leading.to(device),
             None if self.active is None else self.active.to(device),
         )
+
+
+def _leading(graph: RelGraph, rows: int | None) -> RelGraph | None:
+    if rows is None or rows >= graph.num_rows:
+        return None
+    edges = int(graph.rowptr[rows])
+    return RelGraph.from_edges(
+        torch.stack([graph.head[:edges], graph.col[:edges]]),
+        graph.rel[:edges],
+        num_rows=rows,
+        num_cols=graph.num_cols,
+        num_relations=graph.num_relations,
+    )
 
 
 register_pytree(HopGraphs)

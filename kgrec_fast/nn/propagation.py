@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
-from kgrec_fast.nn._rows import among, only_first, only_rows, readers, within
+from kgrec_fast.nn._row_graphs import interactions_of, pays, triples_of
+from kgrec_fast.nn._rows import among, only_rows, readers, within
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -129,8 +130,14 @@ class Propagation(nn.Module):
         graph, outer = hops.first, None
         items = entity_emb if item_emb is None else item_emb
         user_sum, entity_sum = residuals
+        few_users = few_heads = False
         if user_ids is not None:  # no hop reads the users of the one before
-            inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
+            few_users = pays(inter, user_ids)
+            if few_users:
+                inter, weight = interactions_of(inter, weight, user_ids, inter_mask)
+                inter_mask = None
+            else:
+                inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
         for hop in range(self.n_hops):
             ids = entity_ids if hop == self.n_hops - 1 else None
             if hop == 1:
@@ -140,25 +147,32 @@ class Propagation(nn.Module):
             if hop > 0:
                 entity_emb = items = padded(entity_emb, max(graph.num_cols, inter.num_cols))
                 query = None
+            active = hops.active if hop > 0 else None
             if ids is not None and hop > 0:
-                if entity_sum is entity_emb:  # one gradient for the sum so far and for this hop
-                    entity_sum, items, entity_emb = readers(
-                        entity_emb, within(ids, entity_emb), inter.num_cols
-                    )
-                elif entity_sum is not None:
+                known = entity_sum is entity_emb
+                if entity_sum is not None and not known:
                     entity_sum = entity_sum.index_select(0, within(ids, entity_sum))
-            if ids is not None:
+                read = within(ids, entity_emb)
+                few_heads = pays(graph, ids)
+                if few_heads:
+                    outer = None if outer is None else outer.index_select(0, read)
+                    graph, read = triples_of(graph, read, edge_mask)
+                    edge_mask = active = None
+                # One gradient for the sum so far and for what this hop reads.
+                chosen, items, entity_emb = readers(entity_emb, read, inter.num_cols)
+                entity_sum = chosen[: ids.numel()] if known else entity_sum
+                entity_emb = chosen if few_heads else entity_emb
+            if ids is not None and not few_heads:
                 wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
-            active = hops.active if hop > 0 else None
             if hop == 0 and first is not None:
                 entity_agg = first
             else:
                 entity_agg = self._attend(entity_emb, graph, edge_mask, query, outer, active)
             user_agg = ops.weighted_aggregate(items, weight, inter, edge_mask=inter_mask)
-            if user_ids is not None:
+            if user_ids is not None and not few_users:
                 user_agg = only_rows(user_agg, user_ids)
-            if ids is not None:
+            if ids is not None and not few_heads:
                 entity_agg = only_rows(entity_agg, within(ids, entity_agg))
             entity_emb, entity_sum = self._finish(
                 entity_agg, entity_sum, rng, "rec/entity", hop, ids
@@ -225,17 +239,17 @@ class Propagation(nn.Module):
         Returns:
             Sum of the messages to entities [A, D], or the first rows of it.
         """
-        graph, total = hops.first, residual
+        graph, total, relation = hops.first, residual, self.relation
         rows = graph.num_rows if first_rows is None else first_rows
-        relation = self.relation
         for hop in range(self.n_hops):
+            last = hop == self.n_hops - 1
             if hop == 1:
                 edge_mask = hops.later_mask(edge_mask)
                 if hops.later is None:
                     edge_mask = narrowed_mask(graph, edge_mask, cols=_with_edges(graph))
                 else:
                     graph = hops.later
-            narrows = hop == self.n_hops - 1 and rows < graph.num_rows
+            narrows = last and rows < graph.num_rows
             if narrows and total is entity_emb:  # one gradient for both
                 _, total, entity_emb = readers(entity_emb, None, rows)
             elif narrows and total is not None:
@@ -244,15 +258,14 @@ class Propagation(nn.Module):
                 # The edges that are left out here lead to nodes that are zero by now. Without them
                 # a mean changes its length alone, and _finish makes that one.
                 entity_emb = padded(entity_emb, graph.num_cols)
-            if narrows:
-                wanted = torch.arange(graph.num_rows, device=graph.device) < rows
-                edge_mask = narrowed_mask(graph, edge_mask, wanted)
+            if last and hop > 0 and hops.leading is not None and hops.leading.num_rows == rows:
+                edge_mask, graph = hops.leading_mask(edge_mask), hops.leading
             if hop == 0 and first is not None:
                 agg = first
             else:
                 agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
-            if narrows:
-                agg = only_first(agg, rows)
+            if last and rows < agg.shape[0]:
+                agg = agg[:rows]
             entity_emb, total = self._finish(agg, total, rng, "kg/entity", hop)
         return torch.zeros_like(entity_emb[:rows]) if total is None else total
 

@@ -147,6 +147,12 @@ def is_batched(x: Tensor) -> bool:
     return torch._C._functorch.is_batchedtensor(x)
 
 
+def readable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: not where a GPU must be waited for, nor in tracing."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and not is_batched(tensor)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def keeps_to_ops() -> bool:
     """Whether gradients must be those of single ops: what torch.func and torch.export look into.
 

@@ -21,7 +21,6 @@ from kgrec_fast.ops.random import (
     keep_mask_reference,
     random_bits_reference,
 )
-from kgrec_fast.ops.segment import readable
 
 _WORD = 0xFFFFFFFF
 FEISTEL_ROUNDS = 18
@@ -270,7 +269,7 @@ def dropout_mask_reference(
 def _check_users(users: Tensor, num_users: int) -> None:
     if users.numel() and not num_users:
         raise ValueError(f"users has {users.numel()} elements, but the graph has no users")
-    if users.numel() and readable(users):
+    if users.numel() and _common.readable(users):
         low, high = (int(bound) for bound in torch.aminmax(users))
         if low < 0 or high >= num_users:
             i = int(((users < 0) | (users >= num_users)).nonzero()[0])

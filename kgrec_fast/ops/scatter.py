@@ -20,7 +20,6 @@ from kgrec_fast.ops.segment import (
     FLOATS,
     INTEGERS,
     check_src,
-    readable,
     segment_softmax,
     segment_softmax_reference,
     softmax_by_index,
@@ -37,7 +36,7 @@ def _check_values(index: Tensor, size: int | None, bound: str) -> int:
         return 0 if size is None else size
     if size is None and _common.is_batched(index):
         raise ValueError(f"{bound} is None, expected a size under torch.func.vmap")
-    if not readable(index):
+    if not _common.readable(index):
         return int(index.max()) + 1 if size is None else size
     low, high = (int(value) for value in torch.aminmax(index))
     if low < 0 or (size is not None and high >= size):

@@ -17,12 +17,6 @@ SOFTMAX_EPS = 1e-16
 """Added to every sum of exponentials, as torch_geometric does."""
 
 
-def readable(tensor: Tensor) -> bool:
-    """Whether values are looked at: not where one would have to wait for a GPU, nor in tracing."""
-    plain = type(tensor) in (Tensor, torch.nn.Parameter) and not _common.is_batched(tensor)
-    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def widened(src: Tensor) -> Tensor:
     """Half types as float32, in which they accumulate; others as they are."""
     return src.float() if src.dtype in HALVES else src
@@ -47,7 +41,7 @@ def check_ptr(ptr: Tensor, size: int, device: torch.device) -> None:
         raise ValueError(f"ptr has shape {list(ptr.shape)}, expected [segments + 1]")
     if ptr.device != device:
         raise ValueError(f"ptr is on {ptr.device}, expected {device}, the device of src")
-    if not readable(ptr):
+    if not _common.readable(ptr):
         return
     first, last = int(ptr[0]), int(ptr[-1])
     if first != 0:

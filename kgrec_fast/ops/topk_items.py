@@ -9,7 +9,6 @@ from torch import Tensor
 
 from kgrec_fast import _library
 from kgrec_fast.ops import _common
-from kgrec_fast.ops.segment import readable
 
 MAX_SCORES = 1 << 24
 """Scores in flight at once: 64 MiB of float32, whatever the number of items."""
@@ -209,7 +208,7 @@ def _check(
     num_users = known_ptr.numel() - 1
     if num_users < (rows if users is None else 0):
         raise ValueError(f"known_ptr has {num_users + 1} elements, expected at least {rows + 1}")
-    if not readable(known_ptr):
+    if not _common.readable(known_ptr):
         return
     if int(known_ptr[0]) < 0 or int(known_ptr[-1]) > known_items.numel():
         raise ValueError(

@@ -13,7 +13,7 @@ from torch._subclasses import FakeTensorMode
 from kgrec_fast import _library
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec
-from kgrec_fast.nn import HopGraphs
+from kgrec_fast.nn import HopGraphs, _row_graphs
 
 RNG = torch.tensor([2024, 7])
 # A torch built without CUDA has no fake tensors of it either.
@@ -101,6 +101,19 @@ def test_negatives_are_items_that_the_user_has_not_touched(world, pairs, monkeyp
     assert not touched & set(drawn)
 
 
+@pytest.mark.parametrize("n_hops", [1, 2, 3])
+def test_what_a_batch_reads_is_found_by_mask_or_in_graphs_of_its_own(
+    world, pairs, n_hops, monkeypatch
+):
+    model = world.model(mae_coef=1.0, cl_coef=1.0, context_hops=n_hops).double()
+    found = {}
+    for sparse in (0, 10**6):  # all batches are small, or none
+        monkeypatch.setattr(_row_graphs, "SPARSE", sparse)
+        loss = model.training_step(pairs, RNG)
+        found[sparse] = (loss, gradients(model, loss))
+    torch.testing.assert_close(*found.values(), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_padding_changes_nothing(world, pairs, rows):
     """Pairs of weight 0, whoever they are."""
@@ -136,7 +149,7 @@ def map_tensors(value: Any, to: Any) -> Any:
 def prepare_graphs(model: KGRec) -> None:
     """What a graph makes when it is first asked for, the plan of CUDA's kernels among it."""
     hops = model.hops
-    for graph in (hops.first, hops.later, model.interactions):
+    for graph in (hops.first, hops.later, hops.leading, model.interactions):
         if graph is not None:
             graph.columns()
             graph.plan(columns=True)

@@ -9,7 +9,7 @@ import torch
 
 from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.reference import ReferenceAttnHGCN
-from kgrec_fast.nn import AttnHGCN, HopGraphs
+from kgrec_fast.nn import AttnHGCN, HopGraphs, _row_graphs
 from kgrec_fast.nn._item_attention import user_softmax
 from kgrec_fast.nn._streams import DROPOUT_STREAMS, dropout_stream
 from kgrec_fast.ops import dropout_normalize_add
@@ -63,7 +63,7 @@ def compact(toy):
 GIVEN = {
     "graph": lambda toy: toy.kg,
     "graph with few rows": compact,
-    "hops": lambda toy: HopGraphs.of(toy.kg),
+    "hops": lambda toy: HopGraphs.of(toy.kg, ITEMS),
     "hops with few rows": lambda toy: HopGraphs.of(compact(toy)),
 }
 
@@ -220,8 +220,10 @@ def test_weights_default_to_those_of_the_graph(toy, layers):
 
 @pytest.mark.parametrize("given", ["hops", "hops with few rows", "plain"])
 @pytest.mark.parametrize("n_hops", [0, 1, 2, 3])
-def test_messages_are_what_forward_adds(toy, n_hops, given):
+@pytest.mark.parametrize("by", ["masks", "graphs of their own"])
+def test_messages_are_what_forward_adds(toy, n_hops, given, by, monkeypatch):
     """With what is known given, and with the rows that nobody reads left out; gradients too."""
+    monkeypatch.setattr(_row_graphs, "SPARSE", 0 if by == "graphs of their own" else NODES)
     layer = AttnHGCN(WIDTH, n_hops, USERS, RELATIONS, mess_dropout_rate=0.2).double()
     hops = HopGraphs(toy.kg) if given == "plain" else GIVEN[given](toy)
     ui, weight, rng = toy.interactions, toy.inter_edge_w, torch.tensor([3, 1])

@@ -1,0 +1,83 @@
+"""The edges of a few rows, as graphs of their own: what the last hop of a batch reads.
+
+A mask that leaves out the edges of all other rows says the same, but a pass over it still looks at
+every edge and writes every row. How many edges these rows have depends on data, so this is for the
+CPU in eager mode; elsewhere a mask serves.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.ops._common import keeps_to_ops, readable
+
+# Rows of the graph for one that is read, from which on a graph of their own pays.
+SPARSE = 4
+
+
+def pays(graph: RelGraph | InteractionGraph, ids: Tensor) -> bool:
+    """Whether the rows ``ids`` (int64) are few, and how many edges they have may be asked."""
+    few = SPARSE * ids.numel() <= graph.num_rows
+    return few and readable(ids) and not keeps_to_ops()
+
+
+def _edges_of(
+    graph: RelGraph | InteractionGraph, ids: Tensor, mask: EdgeMask | None
+) -> tuple[Tensor, Tensor]:
+    """The unmasked edges of the rows ``ids`` (int64 [n]), in their order: the places of their rows
+    in ``ids``, and their positions in row order, int64 each. A row named twice has its edges twice.
+    """
+    start = graph.rowptr.index_select(0, ids)
+    count = graph.rowptr.index_select(0, ids + 1) - start
+    row = torch.repeat_interleave(count)
+    first = (start - count.cumsum(0) + count).index_select(0, row)
+    position = first + torch.arange(row.numel())
+    if mask is not None:
+        kept = mask.row.index_select(0, position)
+        row, position = row[kept], position[kept]
+    return row, position
+
+
+def interactions_of(
+    graph: InteractionGraph, weight: Tensor | None, ids: Tensor, mask: EdgeMask | None
+) -> tuple[InteractionGraph, Tensor | None]:
+    """The interactions of the users ``ids``, who are its users in this order, and their weights.
+
+    Args:
+        graph: All interactions.
+        weight: [M], their weights in the caller's order, or None.
+        ids: int64 [n].
+        mask: Which interactions count.
+    """
+    row, position = _edges_of(graph, ids, mask)
+    ends = torch.stack([row, graph.col.index_select(0, position).long()])
+    chosen = InteractionGraph.from_edges(ends, num_users=ids.numel(), num_items=graph.num_cols)
+    if weight is not None:
+        weight = weight.index_select(0, graph.perm.index_select(0, position))
+    return chosen, weight
+
+
+def triples_of(graph: RelGraph, ids: Tensor, mask: EdgeMask | None) -> tuple[RelGraph, Tensor]:
+    """The triples of the heads ``ids``, over what they reach of the nodes alone.
+
+    Args:
+        graph: The knowledge graph.
+        ids: int64 [n].
+        mask: Which edges count.
+
+    Returns:
+        A graph of n rows, and its nodes (int64): ``ids``, then the tails, each once.
+    """
+    row, position = _edges_of(graph, ids, mask)
+    tails, tail = torch.unique(graph.col.index_select(0, position), return_inverse=True)
+    nodes = torch.cat([ids, tails.long()])
+    chosen = RelGraph.from_edges(
+        torch.stack([row, tail + ids.numel()]),
+        graph.rel.index_select(0, position),
+        num_rows=ids.numel(),
+        num_cols=nodes.numel(),
+        num_relations=graph.num_relations,
+    )
+    return chosen, nodes

@@ -63,13 +63,18 @@ def entities_read(model: KGRec, masks: StepMasks, items: Tensor) -> Tensor:
     return torch.cat([items, *ends]).clamp(max=kg.num_rows - 1)
 
 
+def encoded_edges(masks: StepMasks) -> Tensor:
+    """bool [E], row order: the sampled edges that are not masked."""
+    return masks.masked.logical_not() & (True if masks.sampled is None else masks.sampled)
+
+
 def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gathers:
     """The passes of a step over a batch's users and items (int64)."""
     kg, hops, inter, n_hops = model.kg, model.hops, model.interactions, model.gcn.n_hops
     found = Gathers(model.embedding_size)
     sampled = None if masks.sampled is None else kg.edge_mask(masks.sampled, "row")
     found.add(kg, sampled, 1, 0)  # rationale scores
-    encoded = masks.masked.logical_not() & (True if masks.sampled is None else masks.sampled)
+    encoded = encoded_edges(masks)
     read = among(entities_read(model, masks, items), kg.num_cols)
     wanted = torch.arange(kg.num_rows) < model.n_items
     for view, rows, cols, last in ((encoded, 4, 2, read), (masks.contrast_edges, 2, 1, wanted)):
@@ -89,19 +94,20 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
     return found
 
 
-def projected_rows(model: KGRec, read: Tensor) -> list[int]:
-    """How many rows each hop projects, the last one those that ``read`` and their tails need."""
+def projected_rows(model: KGRec, masks: StepMasks, read: Tensor) -> list[int]:
+    """How many rows each hop projects: the last one, where few are read, these and their tails."""
     rows = [model.n_entities] + [model.kg.num_rows] * (model.gcn.n_hops - 1)
     later = model.hops.later or model.kg
     if len(rows) > 1 and pays(later, read):
-        rows[-1] = triples_of(later, read, None)[1].numel()
+        mask = model.hops.later_mask(model.kg.edge_mask(encoded_edges(masks), "row"))
+        rows[-1] = triples_of(later, read, mask)[1].numel()
     return rows
 
 
-def products(model: KGRec, read: Tensor) -> list[Call]:
+def products(model: KGRec, masks: StepMasks, read: Tensor) -> list[Call]:
     """Projections of all hops and the MLPs of both views, forward and backward."""
     width, calls = model.embedding_size, []
-    for n in projected_rows(model, read) + [model.n_items] * 4:
+    for n in projected_rows(model, masks, read) + [model.n_items] * 4:
         x, weight = torch.randn(n, width), torch.randn(width, width)
         calls.append(_products(x, weight, torch.randn(n, width)))
     return calls
@@ -116,7 +122,7 @@ def floor(model: KGRec, batch: dict[str, Tensor], rounds: int) -> dict[str, floa
     masks = model.draw_masks(torch.tensor([1, 0]))
     items = torch.cat([batch["item_id"], batch["neg_item_id"]])
     passes = gathers(model, masks, batch["user_id"], items)
-    dense = products(model, entities_read(model, masks, items))
+    dense = products(model, masks, entities_read(model, masks, items))
     copies = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
     optimizer = torch.optim.Adam(copies, fused=True)
     for parameter in copies:

@@ -109,6 +109,11 @@ def _why_not_on_cuda(index: int | None) -> str | None:
     return _why_not_on_card(index)
 
 
+# For torch.compile, which cannot look into the dispatcher. This is what
+# torch.compiler.assume_constant_result does, but that imports the compiler.
+_why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @cache
 def _why_not_on_card(index: int) -> str | None:
     if not torch.cuda.is_available():

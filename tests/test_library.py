@@ -163,6 +163,16 @@ def test_fake_tensors_of_cuda_need_no_card(cuda_loaded: pytest.MonkeyPatch) -> N
     assert _library.is_native(torch.device("cuda", 1))
 
 
+def test_the_choice_on_cuda_can_be_compiled(cuda_loaded: pytest.MonkeyPatch) -> None:
+    cuda_loaded.setattr(torch.cuda, "is_available", lambda: False)
+
+    def step(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if _library.is_native(torch.device("cuda", 0)) else x
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(3)), torch.ones(3))
+
+
 @pytest.mark.parametrize("missing", [[], ["segment_sum"]])
 def test_cuda_is_native_once_every_op_is_there(
     missing: list[str], cuda_loaded: pytest.MonkeyPatch

@@ -79,7 +79,7 @@ wheel: dist/.made
 # needs of others; torch and CUDA stay outside. The wheels that it makes are those to hand out.
 wheel-check: wheel
 	rm -rf wheelhouse
-	$(BIN)/auditwheel repair -w wheelhouse $(foreach x,$(OUTSIDE),--exclude '$(x)') dist/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair -w wheelhouse $(foreach x,$(OUTSIDE),--exclude '$(x)') dist/*.whl
 	$(BIN)/abi3audit --strict --summary wheelhouse/*.whl
 	$(BIN)/check-wheel-contents wheelhouse/*.whl
 	$(BIN)/twine check --strict dist/*.tar.gz wheelhouse/*.whl

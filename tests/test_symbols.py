@@ -20,6 +20,7 @@ from kgrec_fast import _library
 TORCH = Path(torch.__file__).parent
 SHIM_HEADERS = (
     "torch/csrc/inductor/aoti_torch/c/*.h",
+    "torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h",
     "torch/csrc/stable/c/*.h",
 )
 LIBRARIES = [x for x in (_library.CPU, _library.CUDA) if x.path is not None]

@@ -78,7 +78,7 @@ def test_what_torch_exports_is_wanted_from_the_shim_alone(library: _library.Libr
     # What carries a version is that of another library, such as libstdc++.
     free = [name for name, owner in wanted.items() if owner is None]
     of_torch = exported_by_torch(free)
-    assert len(of_torch) > 20  # the table was read
+    assert len(of_torch) > 10  # the table was read
     assert of_torch <= shim()
 
 

@@ -6,6 +6,7 @@ Builds stop before anything is compiled. Those of a real wheel are checked by `m
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from unittest import mock
 import pytest
 import torch
 from torch.utils import cpp_extension
+
+from kgrec_fast import _library
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("benchmarks", "csrc", "docs", "kgrec_fast", "tests")
@@ -89,6 +92,17 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     with pytest.raises(SystemExit) as stopped:
         extensions(monkeypatch, **environment)
     return str(stopped.value)
+
+
+def test_the_oldest_torch_is_the_same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KGREC_FAST_CUDA", "0")
+    with mock.patch("setuptools.setup"):
+        names = runpy.run_path(str(ROOT / "setup.py"))
+    major, minor = _library.MIN_TORCH
+    assert names["MIN_TORCH"] == (major, minor)
+    assert names["TORCH_TARGET"] == f"0x{major:02x}{minor:02x}000000000000"
+    required = re.findall(r'"torch>=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert required == [f"{major}.{minor}"] * 2  # to build and to run
 
 
 def test_a_build_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:

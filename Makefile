@@ -1,7 +1,10 @@
 # Everything a newcomer runs. Each target installs what it needs into $(VENV) first.
 #   make demo      train KGRec on ml-100k and print a table of metrics
 #   make test      run the test suite
-#   make compat    run it again with the same binary under an older torch
+#   make compat    run most of it with the wheel made here, under an older torch
+#   make test-matrix  the same under each torch and Python that is supported: hours
+#   make wheel     an sdist and a wheel in dist/; wheel-check audits them, and puts what can be
+#                  handed out into wheelhouse/
 #   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
 #                  each in an environment of its own
 #   make lint      ruff, mypy, clang-format
@@ -11,15 +14,24 @@ PYTHON ?= python3
 VENV ?= .venv
 COMPAT_VENV ?= .venv-compat
 COMPAT_TORCH ?= 2.13.0
+COMPAT_TESTS ?= tests/ops tests/nn tests/models tests/pytorch tests/test_graph.py tests/test_symbols.py
+MATRIX_VENV ?= .venv-matrix
+MATRIX_TESTS ?= $(COMPAT_TESTS) tests/data tests/training tests/acceleration tests/test_library.py
+# Python/torch: every torch that is supported, and every Python with the newest of them.
+MATRIX ?= 3.11/2.10.0 3.11/2.11.0 3.11/2.13.0 3.11/2.14.1 3.10/2.14.1 3.12/2.14.1 3.13/2.14.1
 HOPWISE_VENV ?= .venv-hopwise
 RECBOLE_VENV ?= .venv-recbole
 SCATTER_VENV ?= .venv-scatter
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 EPOCHS ?= 30
+WHEEL_CUDA ?= 0
+OUTSIDE := libtorch*.so libc10*.so libcuda*.so.*
+MODULES := $(shell find kgrec_fast -name '*.py')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test wheel compat test-integrations lint format build install data clean
+.PHONY: demo test wheel wheel-check compat test-matrix test-integrations lint style types format \
+  build install data clean FORCE
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -54,58 +66,99 @@ demo: $(VENV)/.installed $(VENV)/.data
 test: $(VENV)/.installed $(VENV)/.data
 	$(BIN)/python -m pytest
 
-# The library is one binary for every torch from 2.10 on: the one built above, for other environments.
-wheel: $(VENV)/.installed
-	rm -rf build/compat
-	KGREC_FAST_CUDA=0 $(PIP) wheel --no-deps --no-build-isolation -w build/compat .
-	mkdir -p build/compat/run && cp -r tests csrc benchmarks docs README.md pyproject.toml build/compat/run/
+# What `python -m build` makes: an sdist, and from it the wheel. The library is one binary for every
+# torch from 2.10 and every Python from 3.10 on; that of CUDA is one for each CUDA, so left out.
+dist/.made: $(SOURCES) $(MODULES) README.md LICENSE MANIFEST.in | $(VENV)/.installed $(VENV)/.package
+	rm -rf dist
+	KGREC_FAST_CUDA=$(WHEEL_CUDA) $(BIN)/python -m build --no-isolation
+	@touch $@
 
-# $(call with_wheel,VENV,EXTRAS): an environment with that wheel and an older torch. The wheel is
+wheel: dist/.made
+
+# auditwheel names the wheel after the oldest Linux that it runs on, and would take in what it
+# needs of others; torch and CUDA stay outside. The wheels that it makes are those to hand out.
+wheel-check: wheel
+	rm -rf wheelhouse
+	PATH="$(abspath $(BIN)):$$PATH" auditwheel repair -w wheelhouse $(foreach x,$(OUTSIDE),--exclude '$(x)') dist/*.whl
+	$(BIN)/abi3audit --strict --summary wheelhouse/*.whl
+	$(BIN)/check-wheel-contents wheelhouse/*.whl
+	$(BIN)/twine check --strict dist/*.tar.gz wheelhouse/*.whl
+
+# The sources that tests read, without the package, so that they import the one that is installed.
+build/run: FORCE
+	rm -rf $@ && mkdir -p $@
+	cp -r tests csrc benchmarks docs README.md pyproject.toml $@
+
+# $(call with_wheel,VENV,EXTRAS): an environment with that wheel and another torch. The wheel is
 # installed again for itself: its version may be the one that is there.
 define with_wheel
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip --disable-pip-version-check -q install -U pip
 	$(1)/bin/python -m pip --disable-pip-version-check -q install \
-	  torch==$(COMPAT_TORCH) "$$(ls $(CURDIR)/build/compat/*.whl)[$(2)]"
+	  torch==$(COMPAT_TORCH) "$$(ls $(CURDIR)/dist/*.whl)[$(2)]"
 	$(1)/bin/python -m pip --disable-pip-version-check -q install --no-deps \
-	  --force-reinstall build/compat/*.whl
+	  --force-reinstall dist/*.whl
 endef
 comma := ,
 
-compat: wheel
+compat: wheel build/run
 	$(call with_wheel,$(COMPAT_VENV),train$(comma)test)
 	$(COMPAT_VENV)/bin/python -m pip --disable-pip-version-check -q install --no-deps recbole==1.2.1
-	cd build/compat/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest tests/ops tests/nn tests/models tests/pytorch tests/test_graph.py
+	cd build/run && $(CURDIR)/$(COMPAT_VENV)/bin/python -m pytest $(COMPAT_TESTS)
 
-test-integrations: wheel
+# One environment at a time, some six GB each; a Python that is not there is said in the table.
+test-matrix: wheel
+	@failed=0; table=; for entry in $(MATRIX); do \
+	  version=$${entry%/*} torch=$${entry#*/} python=; \
+	  for found in python$$version $$HOME/.pyenv/versions/$$version.*/bin/python; do \
+	    if $$found -c "" 2>/dev/null; then python=$$found; break; fi; \
+	  done; \
+	  rm -rf $(MATRIX_VENV); \
+	  if [ -z "$$python" ]; then result="not run, there is no such Python here"; \
+	  elif $(MAKE) --no-print-directory compat PYTHON=$$python COMPAT_TORCH=$$torch \
+	    COMPAT_VENV=$(MATRIX_VENV) COMPAT_TESTS="$(MATRIX_TESTS)"; then result=passed; \
+	  else result=FAILED; failed=1; fi; \
+	  table="$$table\nPython $$version, torch $$torch: $$result"; \
+	done; rm -rf $(MATRIX_VENV); printf "$$table\n"; exit $$failed
+
+test-integrations: wheel build/run
 	$(call with_wheel,$(HOPWISE_VENV),train$(comma)test$(comma)hopwise)
-	cd build/compat/run && $(CURDIR)/$(HOPWISE_VENV)/bin/python -m pytest \
+	cd build/run && $(CURDIR)/$(HOPWISE_VENV)/bin/python -m pytest \
 	  tests/integrations/test_framework_*.py tests/integrations/test_hopwise_*.py
 	$(call with_wheel,$(RECBOLE_VENV),train$(comma)test$(comma)recbole)
-	cd build/compat/run && $(CURDIR)/$(RECBOLE_VENV)/bin/python -m pytest \
+	cd build/run && $(CURDIR)/$(RECBOLE_VENV)/bin/python -m pytest \
 	  tests/integrations/test_framework_*.py tests/integrations/test_recbole_*.py
 	$(call with_wheel,$(SCATTER_VENV),train$(comma)test$(comma)bench)
 	@echo "Compiling torch_scatter, which is built against one torch: some five minutes ..."
 	$(SCATTER_VENV)/bin/python -m pip --disable-pip-version-check -q install setuptools wheel
 	$(SCATTER_VENV)/bin/python -m pip --disable-pip-version-check -q install \
 	  --no-build-isolation torch_scatter==2.1.2
-	cd build/compat/run && $(CURDIR)/$(SCATTER_VENV)/bin/python -m pytest \
+	cd build/run && $(CURDIR)/$(SCATTER_VENV)/bin/python -m pytest \
 	  tests/integrations/test_against_torch_scatter.py
 
-$(VENV)/.lint: | $(BIN)/python
-	$(PIP) install "ruff>=0.8" "mypy>=1.13" "clang-format>=18"
+# The tools of a group in pyproject.toml: .lint, .package.
+$(VENV)/.lint $(VENV)/.package: $(VENV)/.%: | $(BIN)/python
+	$(PIP) install --group $*
 	@touch $@
 
-lint: $(VENV)/.lint
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+lint: style types
+
+style: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+# mypy reads torch's types, and those of whatever else is imported.
+types: $(VENV)/.lint $(VENV)/.installed
 	$(BIN)/mypy kgrec_fast benchmarks
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
-	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(HOPWISE_VENV) $(RECBOLE_VENV) $(SCATTER_VENV)
+	rm -rf build dist wheelhouse *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(MATRIX_VENV) \
+	  $(HOPWISE_VENV) $(RECBOLE_VENV) $(SCATTER_VENV)

@@ -13,13 +13,29 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
 from setuptools import Extension, setup
-from torch.utils import cpp_extension
+
+try:
+    import torch
+    from torch.utils import cpp_extension
+except ImportError as error:
+    raise SystemExit(
+        f"kgrec_fast is built against torch, which cannot be imported here ({error}): run "
+        "`pip install 'torch>=2.10' ninja` first, or leave out --no-build-isolation"
+    ) from error
+
+MIN_TORCH = (2, 10)
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < MIN_TORCH:
+    raise SystemExit(
+        f"torch {torch.__version__} is too old to build kgrec_fast against: run "
+        "`pip install 'torch>=2.10'` first, or leave out --no-build-isolation"
+    )
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = "0x020a000000000000"  # stable ABI of torch 2.10
@@ -30,6 +46,7 @@ DEFINES = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]  # torch headers have unused parameters
 CXX_FLAGS = [
     "-O3",
+    "-g0",  # Python's own flags may ask for debug information, ten times the library
     *WARNINGS,
     "-Wno-psabi",  # vector types are only passed to functions that are always inlined
     "-Wno-unknown-pragmas",
@@ -61,6 +78,27 @@ def _headers() -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in base.rglob("*") if p.suffix in (".h", ".cuh"))
 
 
+def _link_options() -> dict[str, list[str]]:
+    """Of a library that takes from torch the shim alone."""
+    if sys.platform != "linux":
+        return {}
+    # torch's libraries export parts of libstdc++, too: it comes before them.
+    return {"libraries": ["stdc++"], "extra_link_args": ["-Wl,--as-needed"]}
+
+
+class BuildLibraries(cpp_extension.BuildExtension):
+    """torch's build_ext, which looks for the compiler before it calls it."""
+
+    def build_extensions(self) -> None:
+        compiler = cpp_extension.get_cxx_compiler()
+        if shutil.which(shlex.split(compiler)[0]) is None:
+            raise SystemExit(
+                f"kgrec_fast needs a C++ compiler, and there is no {compiler}: run "
+                "`apt-get install g++`, or set CXX to one"
+            )
+        super().build_extensions()
+
+
 def _cpu_extension() -> Extension:
     return cpp_extension.CppExtension(
         "kgrec_fast._C",
@@ -68,7 +106,7 @@ def _cpu_extension() -> Extension:
         include_dirs=[str(ROOT / "csrc")],
         depends=_headers(),
         extra_compile_args={"cxx": DEFINES + CXX_FLAGS},
-        extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
+        **_link_options(),
         py_limited_api=True,
     )
 
@@ -96,13 +134,17 @@ def _known_architectures(cuda_home: str) -> str:
 
 def _why_no_cuda(cuda_home: str | None) -> str | None:
     if torch.version.cuda is None:
-        return f"torch {torch.__version__} was built without CUDA"
+        return f"torch {torch.__version__} was built without CUDA: install one with it"
     if cuda_home is None:
-        return "no CUDA toolkit was found (set CUDA_HOME)"
+        return "no CUDA toolkit was found: install one, or set CUDA_HOME"
     release = re.search(r"release ([\d.]+)", _ask_nvcc(cuda_home, "--version"))
     version = release[1] if release else "of an unknown version"
-    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"the CUDA toolkit in {cuda_home} is {version}, that of torch {torch.version.cuda}"
+    major = torch.version.cuda.split(".")[0]
+    if version.split(".")[0] != major:
+        return (
+            f"the CUDA toolkit in {cuda_home} is {version}, that of torch {torch.version.cuda}: "
+            f"set CUDA_HOME to one of CUDA {major}"
+        )
     return None
 
 
@@ -129,16 +171,16 @@ def _cuda_extension() -> Extension | None:
         include_dirs=[str(ROOT / "csrc")],
         depends=_headers(),
         extra_compile_args={
-            "cxx": [*DEFINES, "-DUSE_CUDA", "-O3", *CUDA_HOST_FLAGS],
+            "cxx": [*DEFINES, "-DUSE_CUDA", "-O3", "-g0", *CUDA_HOST_FLAGS],
             "nvcc": NVCC_FLAGS,  # no torch in there
         },
-        extra_link_args=["-Wl,--as-needed"] if sys.platform == "linux" else [],
+        **_link_options(),
         py_limited_api=True,
     )
 
 
 setup(
     ext_modules=[e for e in (_cpu_extension(), _cuda_extension()) if e is not None],
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    cmdclass={"build_ext": BuildLibraries},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,12 +1,15 @@
 """Finds and loads the native libraries, and keeps the reason where one is missing.
 
 ``_C`` holds every op schema and the CPU kernels, ``_C_cuda`` the CUDA kernels. Nothing here
-compiles or downloads anything, and importing the package never fails because of a binary.
+compiles or downloads anything, and importing the package never fails because of a binary. Each
+reason is one sentence that ends with what to do about it.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +19,8 @@ import torch
 
 ISA_NAMES = ("baseline", "avx2", "avx512")
 MIN_TORCH = (2, 10)
+BUILD = "build it here with `pip install --no-build-isolation .` in the sources of kgrec_fast"
+BUILD_CUDA = BUILD.replace("pip", "KGREC_FAST_CUDA=1 pip")
 
 
 @dataclass(frozen=True)
@@ -31,19 +36,24 @@ class Library:
         return self.error is None
 
 
-def _load(name: str) -> Library:
-    path = next(iter(sorted(Path(__file__).parent.glob(f"{name}.*so"))), None)
+def _find(name: str) -> Path | None:
+    return next(iter(sorted(Path(__file__).parent.glob(f"{name}.*so"))), None)
+
+
+def _load(name: str, build: str = BUILD) -> Library:
+    path = _find(name)
     if os.environ.get("KGREC_FAST_REFERENCE") == "1":
         return Library(name, path, "KGREC_FAST_REFERENCE=1 asks for the reference ops")
     if path is None:
-        return Library(name, None, "not built: no such file beside the package")
+        return Library(name, None, f"no such file lies beside the package: {build}")
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     if version < MIN_TORCH:
-        return Library(name, path, f"torch {torch.__version__} is too old, 2.10 or later is needed")
+        old = f"torch {torch.__version__} is too old: update it with `pip install 'torch>=2.10'`"
+        return Library(name, path, old)
     try:
         torch.ops.load_library(path)
     except (OSError, RuntimeError) as error:
-        return Library(name, path, " ".join(str(error).split()))
+        return Library(name, path, f"{' '.join(str(error).split())}: {build}")
     return Library(name, path, None)
 
 
@@ -52,7 +62,20 @@ def _load_cuda() -> Library:
         return Library("_C_cuda", None, "needs _C, which is not loaded")
     if torch.version.cuda is None:
         return Library("_C_cuda", None, f"torch {torch.__version__} was built without CUDA")
-    return _load("_C_cuda")
+    path = _find("_C_cuda")
+    major = _cuda_major(path) if path else None
+    if major is not None and major != int(torch.version.cuda.split(".")[0]):
+        # It may well load, beside a second CUDA runtime.
+        misfit = f"built for CUDA {major}, and torch {torch.__version__} has {torch.version.cuda}"
+        return Library("_C_cuda", path, f"{misfit}: {BUILD_CUDA}")
+    return _load("_C_cuda", BUILD_CUDA)
+
+
+def _cuda_major(path: Path) -> int | None:
+    """Major version of the CUDA runtime that a library names; None where it names none."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = re.search(rb"libcudart\.so\.(\d+)", data)
+        return int(found[1]) if found else None
 
 
 CPU = _load("_C")
@@ -62,10 +85,49 @@ _warned = False
 
 def is_native(device: torch.device) -> bool:
     """Whether tensors on `device` are served by native kernels."""
+    return why_not_native(device) is None
+
+
+def why_not_native(device: torch.device) -> str | None:
+    """Why tensors on `device` take the reference ops; None where native kernels serve them."""
+    if CPU.error is not None:
+        return CPU.error
     if device.type == "cuda":
-        return cuda_is_complete()
-    # Fake and meta tensors need the schemas only.
-    return CPU.loaded and device.type in ("cpu", "meta")
+        return _why_not_on_cuda(device.index)
+    if device.type in ("cpu", "meta"):  # fake and meta tensors need the schemas only
+        return None
+    return f"no native kernels exist for device type {device.type!r}"
+
+
+def _why_not_on_cuda(index: int | None) -> str | None:
+    if CUDA.error is not None:
+        return CUDA.error
+    if not cuda_is_complete():
+        return f"so far {len(cuda_op_names())} of {len(op_names())} ops have CUDA kernels"
+    if index is None:
+        index = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return _why_not_on_card(index)
+
+
+# For torch.compile, which cannot look into the dispatcher. This is what
+# torch.compiler.assume_constant_result does, but that imports the compiler.
+_why_not_on_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _why_not_on_card(index: int) -> str | None:
+    if not torch.cuda.is_available():
+        return None  # for fake tensors
+    major, minor = torch.cuda.get_device_capability(index)
+    card, built = 10 * major + minor, cuda_architectures()
+    # Machine code runs on later cards of its major version; later ones compile the last one's PTX.
+    if card >= built[-1] or any(x <= card and x // 10 == major for x in built):
+        return None
+    build = BUILD_CUDA.replace("`", f"`TORCH_CUDA_ARCH_LIST={major}.{minor} ", 1)
+    return (
+        f"{torch.cuda.get_device_name(index)} is sm_{card}, and _C_cuda was built for "
+        f"{', '.join(f'sm_{x}' for x in built)}: {build}"
+    )
 
 
 def warn_once(device: torch.device) -> None:
@@ -73,14 +135,9 @@ def warn_once(device: torch.device) -> None:
     global _warned
     if not _warned:
         _warned = True
-        library = CUDA if device.type == "cuda" and CPU.loaded else CPU
-        reason = library.error or f"no native kernels exist for device type {device.type!r}"
-        if library is CUDA and CUDA.loaded:
-            count = f"{len(cuda_op_names())} of {len(op_names())}"
-            reason = f"so far {count} ops have CUDA kernels"
         warnings.warn(
-            f"kgrec_fast runs on its reference ops, which are much slower: {reason}. "
-            "See `python -m kgrec_fast.info`.",
+            "kgrec_fast runs on its reference ops, which are much slower: "
+            f"{why_not_native(device)}. See `python -m kgrec_fast.info`.",
             UserWarning,
             stacklevel=4,
         )

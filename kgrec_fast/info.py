@@ -21,6 +21,8 @@ def describe() -> dict[str, str]:
         for library in (_library.CPU, _library.CUDA)
     }
     on_cuda = _library.cuda_op_names()
+    why_not = _library.why_not_native(torch.device("cuda"))
+    detail = f": {why_not}" if _library.CUDA.loaded else ""  # else it stands above
     cuda = torch.version.cuda or "none"
     if torch.cuda.is_available():
         cuda += f" on {torch.cuda.get_device_name()}"
@@ -37,6 +39,7 @@ def describe() -> dict[str, str]:
         or "none loaded",
         "ops on cuda": f"{len(on_cuda)} of {len(_library.op_names())}"
         f"{': ' if on_cuda else ''}{', '.join(on_cuda)}",
+        "cuda tensors": f"reference ops{detail}" if why_not else "native kernels",
         "cpu isa": f"{_library.isa()} (this machine has: "
         f"{', '.join(_library.supported_isas()) or 'none loaded'})",
         "threads": str(torch.get_num_threads()),

@@ -205,7 +205,7 @@ def differentiable(
         """In the form that torch.func wants; four times as slow to call."""
 
         @staticmethod
-        def forward(*inputs: Any) -> Any:  # type: ignore[override]
+        def forward(*inputs: Any) -> Any:
             with _below_autograd():
                 return op(*inputs)
 

@@ -66,9 +66,10 @@ def check_rng(rng: Tensor | None, device: torch.device | None = None) -> Tensor:
 
 def check_stream(stream: int) -> int:
     """Returns `stream` as an int; ValueError where it does not fit 32 unsigned bits."""
-    if not 0 <= stream <= _WORD:
+    number = int(stream)  # torch.compile of torch 2.10 compares no enum
+    if not 0 <= number <= _WORD:
         raise ValueError(f"stream is {stream}, expected 0 <= stream < 2**32")
-    return int(stream)
+    return number
 
 
 def _multiply(constant: int, word: Tensor) -> tuple[Tensor, Tensor]:

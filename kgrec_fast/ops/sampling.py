@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
-from kgrec_fast.graph import MAX_ID, InteractionGraph, RelGraph
+from kgrec_fast.graph import InteractionGraph, RelGraph
+from kgrec_fast.graph_build import MAX_ID
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.random import (
     Stream,

@@ -218,6 +218,9 @@ def shaped_graph(name: str, scale: float = 1.0, seed: int = 0) -> EdgeList:
 
     `scale` below 1 shrinks edges, nodes and the largest degree alike; relations stay as they are.
     "product" at full scale has 100 million edges: 2.4 GB, and a few times that on the way.
+
+    Raises:
+        ValueError: the name is unknown, or `scale` is not in (0, 1].
     """
     if name not in SHAPES:
         raise ValueError(f"name: expected one of {', '.join(SHAPES)}, got {name!r}")

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import kgrec_fast
 
 project = "kgrec_fast"
@@ -38,3 +40,24 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+
+
+def formulas_as_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
+    """Keeps indented formulas in docstrings line by line, as Markdown does.
+
+    reStructuredText takes an indented paragraph for a quotation, and fills its lines.
+    """
+    result: list[str] = []
+    text = ""  # the last line that was not empty
+    for line in lines:
+        begins = line.startswith("    ") and result and not result[-1]
+        if begins and not text.startswith(("    ", "..")):
+            result += ["::", ""]
+        result.append(line)
+        text = line or text
+    lines[:] = result
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", formulas_as_code)

@@ -5,6 +5,7 @@
 #   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
 #                  each in an environment of its own
 #   make lint      ruff, mypy, clang-format
+#   make docs      build the pages into build/docs, warnings being errors
 #   make build     rebuild the native library after a change in csrc/
 
 PYTHON ?= python3
@@ -106,6 +107,15 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh')
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) install "sphinx>=8" "myst-nb>=1.3" "furo>=2024.8" "sphinx-click>=6" "sphinx-copybutton>=0.5"
+	@touch $@
+
+.PHONY: docs
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html"
 
 clean:
 	rm -rf build dist *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(HOPWISE_VENV) $(RECBOLE_VENV) $(SCATTER_VENV)

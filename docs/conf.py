@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
 
 import kgrec_fast
 
@@ -58,6 +62,19 @@ def formulas_as_code(app: Any, what: str, name: str, obj: Any, options: Any, lin
     lines[:] = result
 
 
+def pages_outside_as_files(app: Any, doctree: nodes.document) -> None:
+    """Links to Markdown outside of docs/ give the file, as links to sources do."""
+    for link in list(doctree.findall(addnodes.pending_xref)):
+        if link.get("refdomain") == "doc" and link["reftarget"] not in app.env.found_docs:
+            target = f"{link['reftarget']}.md"
+            if (app.srcdir / target).is_file():
+                file = addnodes.download_reference("", *link.children, refdoc=link["refdoc"])
+                file["reftarget"] = f"/{os.path.relpath(target, app.srcdir)}"
+                link.replace_self(file)
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", formulas_as_code)
+    # Before Sphinx collects the files to copy.
+    app.connect("doctree-read", pages_outside_as_files, priority=400)

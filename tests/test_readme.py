@@ -126,10 +126,10 @@ def test_the_picture_shows_the_table_of_the_readme() -> None:
 def test_the_reference_has_every_public_name(name: str) -> None:
     package = importlib.import_module(f"kgrec_fast.{name}")
     page = (DOCS / "reference" / f"{name}.rst").read_text(encoding="utf-8")
-    listed = set(re.findall(rf"^\.\. auto\w+:: kgrec_fast\.{name}\.(\w+)$", page, re.MULTILINE))
+    listed = set(re.findall(rf"^\.\. auto\w+:: kgrec_fast\.{name}\.([\w.]+)$", page, re.MULTILINE))
     # A reference has the arguments of its op, and is named there.
     public = {x for x in package.__all__ if x.removesuffix("_reference") == x}
-    assert listed == public
+    assert public <= {name.rpartition(".")[2] for name in listed}
 
 
 def anchors(path: Path) -> set[str]:

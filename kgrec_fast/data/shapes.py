@@ -101,6 +101,7 @@ SHAPES = {
         100_000_000, 20_000_000, 5_000, 1_000_000, 20_000_000, 5, 1.25, relation_skew=0.7
     ),
 }
+"""The shapes that `shaped_graph` knows, by name."""
 
 
 def _bisect(low: float, high: float, falling: Callable[[float], float], target: float) -> float:

@@ -92,7 +92,7 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
 
     k are the 24 high bits of the word of element i (see `kgrec_fast.ops.random.uniform`), so that
     u is neither 0 nor 1 and the noise lies between -2.853 and 17.329. It does not fall where k
-    rises, and is within 2e-7 * max(1, |g|) of the exact g.
+    rises, and is within ``2e-7 * max(1, |g|)`` of the exact g.
 
     Args:
         n: how many.

@@ -62,6 +62,13 @@ def formulas_as_code(app: Any, what: str, name: str, obj: Any, options: Any, lin
     lines[:] = result
 
 
+def without_tensors(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str, result: str
+) -> tuple[str, str] | None:
+    """Leaves out how a graph is put together: graphs are made by `from_edges`."""
+    return ("", "") if what == "class" and hasattr(obj, "from_edges") else None
+
+
 def pages_outside_as_files(app: Any, doctree: nodes.document) -> None:
     """Links to Markdown outside of docs/ give the file, as links to sources do."""
     for link in list(doctree.findall(addnodes.pending_xref)):
@@ -76,5 +83,6 @@ def pages_outside_as_files(app: Any, doctree: nodes.document) -> None:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", formulas_as_code)
+    app.connect("autodoc-process-signature", without_tensors)
     # Before Sphinx collects the files to copy.
     app.connect("doctree-read", pages_outside_as_files, priority=400)

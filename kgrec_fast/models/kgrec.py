@@ -35,7 +35,7 @@ class KGRec(EdgeListSampling, nn.Module):
     ``gcn.W_Q`` is Xavier-initialised: hopwise leaves it as uninitialised memory.
 
     Args:
-        n_users: U.
+        n_users: Number of users, U.
         n_items: Number of items; they are the first nodes of the knowledge graph.
         n_entities: N, all nodes of the knowledge graph.
         n_relations: Number of relations, the interaction being one of them: the knowledge graph

@@ -30,6 +30,8 @@ extensions = [
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 
+smartquotes = False  # -- is an option more often than a dash
+
 # Reference. `x` in a docstring links to x where there is such an object, and is code otherwise.
 default_role = "py:obj"
 add_module_names = False

@@ -18,7 +18,7 @@ HEADER = "| | ours | torch_scatter + PyG | ratio |"
 WIDTH = 460
 LEFT = 14
 UNIT_SPACE = 14  # beside the longest bar, for its number
-TOP, ROW, BAR = 56, 62, 16
+TOP, ROW, BAR = 58, 68, 16
 
 FRAME = """\
 <svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" \

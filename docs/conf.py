@@ -30,7 +30,7 @@ extensions = [
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 
-smartquotes = False  # -- is an option more often than a dash
+smartquotes = False  # they would make dashes of the options of commands
 
 # Reference. `x` in a docstring links to x where there is such an object, and is code otherwise.
 default_role = "py:obj"
@@ -46,6 +46,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def formulas_as_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list) -> None:
@@ -71,13 +72,20 @@ def without_tensors(
     return ("", "") if what == "class" and hasattr(obj, "from_edges") else None
 
 
+def dashes(app: Any, doctree: nodes.document) -> None:
+    """Sets dashes between the name of an argument and what is said of it."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))  # noqa: RUF001
+
+
 def pages_outside_as_files(app: Any, doctree: nodes.document) -> None:
     """Links to Markdown outside of docs/ give the file, as links to sources do."""
     for link in list(doctree.findall(addnodes.pending_xref)):
         if link.get("refdomain") == "doc" and link["reftarget"] not in app.env.found_docs:
             target = f"{link['reftarget']}.md"
             if (app.srcdir / target).is_file():
-                file = addnodes.download_reference("", *link.children, refdoc=link["refdoc"])
+                file = addnodes.download_reference("", "", *link.children, refdoc=link["refdoc"])
                 file["reftarget"] = f"/{os.path.relpath(target, app.srcdir)}"
                 link.replace_self(file)
 
@@ -86,5 +94,6 @@ def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", formulas_as_code)
     app.connect("autodoc-process-signature", without_tensors)
+    app.connect("doctree-read", dashes)
     # Before Sphinx collects the files to copy.
     app.connect("doctree-read", pages_outside_as_files, priority=400)

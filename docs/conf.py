@@ -40,6 +40,8 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 
+highlight_language = "none"  # what says no language is no Python
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]

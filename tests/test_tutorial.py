@@ -10,6 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import kgrec_fast
+
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "tutorial.ipynb"
 FINDINGS = """
 import json
@@ -24,7 +26,11 @@ def notebook() -> Any:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_it_runs_and_finds_the_planted_rationales(notebook: Any, tmp_path: Path) -> None:
+def test_it_runs_and_finds_the_planted_rationales(
+    notebook: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its process imports the package that is tested here.
+    monkeypatch.setenv("PYTHONPATH", str(Path(kgrec_fast.__file__).parents[1]))
     copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
     copy.cells.append(nbformat.v4.new_code_cell(FINDINGS))
     NotebookClient(copy, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()

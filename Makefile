@@ -8,6 +8,7 @@
 #   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
 #                  each in an environment of its own
 #   make lint      ruff, mypy, clang-format
+#   make docs      build the pages into build/docs, warnings being errors
 #   make build     rebuild the native library after a change in csrc/
 
 PYTHON ?= python3
@@ -30,7 +31,7 @@ OUTSIDE := libtorch*.so libc10*.so libcuda*.so.*
 MODULES := $(shell find kgrec_fast -name '*.py')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test wheel wheel-check compat test-matrix test-integrations lint style types format \
+.PHONY: demo test wheel wheel-check compat test-matrix test-integrations lint style types format docs \
   build install data clean FORCE
 .DELETE_ON_ERROR:
 
@@ -136,8 +137,8 @@ test-integrations: wheel build/run
 	cd build/run && $(CURDIR)/$(SCATTER_VENV)/bin/python -m pytest \
 	  tests/integrations/test_against_torch_scatter.py
 
-# The tools of a group in pyproject.toml: .lint, .package.
-$(VENV)/.lint $(VENV)/.package: $(VENV)/.%: | $(BIN)/python
+# The tools of a group in pyproject.toml.
+$(VENV)/.lint $(VENV)/.docs $(VENV)/.package: $(VENV)/.%: | $(BIN)/python
 	$(PIP) install --group $*
 	@touch $@
 
@@ -158,6 +159,10 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+docs: $(VENV)/.docs $(VENV)/.installed
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
+	@echo "Open build/docs/index.html"
 
 clean:
 	rm -rf build dist wheelhouse *.egg-info kgrec_fast/*.so $(VENV) $(COMPAT_VENV) $(MATRIX_VENV) \

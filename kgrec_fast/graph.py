@@ -332,7 +332,7 @@ class RelGraph(_Graph):
 
     @property
     def relation_rank(self) -> Tensor:
-        """int32 [E] in row order: how many edges of its relation have a lower id of the caller.
+        """How many edges of its relation have a lower id of the caller, int32 [E] in row order.
 
         Made when first asked for, then kept.
         """

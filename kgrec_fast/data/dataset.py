@@ -126,8 +126,8 @@ class KGDataset:
         """Groups the interactions of one or more splits by user.
 
         Returns:
-            `(ptr, items)`: int64 [n_users + 1] and int64 [M]; the items of user u, in ascending
-            order, are `items[ptr[u]:ptr[u + 1]]`.
+            ptr, int64 [n_users + 1], and items, int64 [M]; the items of user u, in ascending
+            order, are ``items[ptr[u]:ptr[u + 1]]``.
 
         Complexity: one sort of the M interactions.
         """

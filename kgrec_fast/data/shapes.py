@@ -101,6 +101,7 @@ SHAPES = {
         100_000_000, 20_000_000, 5_000, 1_000_000, 20_000_000, 5, 1.25, relation_skew=0.7
     ),
 }
+"""The shapes that `shaped_graph` knows, by name."""
 
 
 def _bisect(low: float, high: float, falling: Callable[[float], float], target: float) -> float:
@@ -218,6 +219,9 @@ def shaped_graph(name: str, scale: float = 1.0, seed: int = 0) -> EdgeList:
 
     `scale` below 1 shrinks edges, nodes and the largest degree alike; relations stay as they are.
     "product" at full scale has 100 million edges: 2.4 GB, and a few times that on the way.
+
+    Raises:
+        ValueError: the name is unknown, or `scale` is not in (0, 1].
     """
     if name not in SHAPES:
         raise ValueError(f"name: expected one of {', '.join(SHAPES)}, got {name!r}")

@@ -35,7 +35,7 @@ def split_by_user(users: NDArray[np.int64], seed: int, *, held_out: int = 2) -> 
         held_out: 2 to draw valid and test; 1 to draw valid alone.
 
     Returns:
-        int64 [M]: 0 for train, 1 for valid, 2 for test.
+        int64 [M], 0 for train, 1 for valid, 2 for test.
 
     Raises:
         ValueError: if `users` is not one-dimensional or has negative ids, or `held_out` is another

@@ -35,7 +35,7 @@ class KGRec(EdgeListSampling, nn.Module):
     ``gcn.W_Q`` is Xavier-initialised: hopwise leaves it as uninitialised memory.
 
     Args:
-        n_users: U.
+        n_users: Number of users, U.
         n_items: Number of items; they are the first nodes of the knowledge graph.
         n_entities: N, all nodes of the knowledge graph.
         n_relations: Number of relations, the interaction being one of them: the knowledge graph
@@ -375,9 +375,9 @@ class KGRec(EdgeListSampling, nn.Module):
     def calculate_loss(self, batch: Batch, masks: StepMasks | None = None) -> Tensor:
         """The training loss of a batch, all parts weighted and added up.
 
-        -log(1e-10 + sigmoid(s_up - s_un)) averaged, plus ``reg_weight`` times
-        (|u|^2 + |p|^2 + |n|^2) / 2B of the propagated embeddings, plus ``mae_coef`` and ``cl_coef``
-        times the losses of :meth:`forward`.
+        ``-log(1e-10 + sigmoid(s_up - s_un))`` averaged, plus ``reg_weight`` times
+        ``(|u|^2 + |p|^2 + |n|^2) / 2B`` of the propagated embeddings, plus ``mae_coef`` and
+        ``cl_coef`` times the losses of :meth:`forward`.
 
         Args:
             batch: "user_id", "item_id" and "neg_item_id", int64 [B] each.

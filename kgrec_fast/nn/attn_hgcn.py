@@ -42,7 +42,7 @@ class AttnHGCN(EdgeLayer):
     Args:
         embedding_size: D, an even number.
         n_hops: Hops of the ``forward*`` methods.
-        n_users: U.
+        n_users: Number of users, U.
         n_relations: Number of relations, the interaction being one of them, which has no embedding.
         mess_dropout_rate: Probability that message dropout drops an element, in [0, 1).
 

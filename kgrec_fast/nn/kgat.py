@@ -34,7 +34,7 @@ class KGATAttention(nn.Module):
     ``layer(..., attention=a)``. Left to itself the layer makes them anew, with their gradient.
 
     Args:
-        embedding_size: D.
+        embedding_size: The width D.
         relation_size: K, the width of relation embeddings, and of the space of a relation.
         n_relations: R, a projection each; relation ids count from 0.
 

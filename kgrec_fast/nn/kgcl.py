@@ -31,7 +31,7 @@ class KGCLAggregation(nn.Module):
     further parameters ``W`` and ``a`` are in no formula: load its state with ``strict=False``).
 
     Args:
-        embedding_size: D.
+        embedding_size: The width D.
         negative_slope: Of the leaky ReLU.
 
     Raises:

@@ -35,7 +35,7 @@ class KGINAggregation(nn.Module):
     width, nor of users times intents times width, exists.
 
     Args:
-        embedding_size: D.
+        embedding_size: The width D.
         n_factors: F, the number of intents.
         n_relations: Number of relations, the interaction being one of them, which has no embedding.
 

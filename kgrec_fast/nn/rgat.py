@@ -28,7 +28,7 @@ class RGATAttention(nn.Module):
     Only numbers per attention head are made for edges, [E, H].
 
     Args:
-        embedding_size: D.
+        embedding_size: The width D.
         num_heads: H, a divisor of D.
         n_relations: R; relation ids count from 0.
         negative_slope: Of the leaky ReLU.

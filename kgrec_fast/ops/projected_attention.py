@@ -46,7 +46,7 @@ def projected_attention(
             go to `x` and `weight`, none to `query`.
 
     Returns:
-        As `relation_attention`: out [num_rows, D], and, if asked, lse [num_rows, H].
+        out [num_rows, D], and, if asked, lse [num_rows, H], as `relation_attention`.
 
     Differentiable once in x, weight and relation. One matrix of N rows less is written in backward
     than by the two steps apart.

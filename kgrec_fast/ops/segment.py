@@ -109,11 +109,11 @@ def segment_sum(src: Tensor, ptr: Tensor) -> Tensor:
     O(E * F).
 
     Args:
-        src: [E, *], float32, float64, bfloat16, float16 or an integer type.
+        src: [E, ...], float32, float64, bfloat16, float16 or an integer type.
         ptr: int64 [S + 1], from 0 to E, never decreasing.
 
     Returns:
-        [S, *], dtype of src.
+        [S, ...], dtype of src.
 
     Raises:
         TypeError: src or ptr has another dtype.
@@ -147,11 +147,11 @@ def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
     whose maximum is infinite gives NaN, as softmax does. O(E * F).
 
     Args:
-        src: [E, *], floating point.
+        src: [E, ...], floating point.
         ptr: int64 [S + 1], from 0 to E, never decreasing.
 
     Returns:
-        [E, *], dtype of src.
+        [E, ...], dtype of src.
 
     Raises:
         TypeError: src is not floating point, or ptr not int64.

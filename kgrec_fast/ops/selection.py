@@ -92,7 +92,7 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
 
     k are the 24 high bits of the word of element i (see `kgrec_fast.ops.random.uniform`), so that
     u is neither 0 nor 1 and the noise lies between -2.853 and 17.329. It does not fall where k
-    rises, and is within 2e-7 * max(1, |g|) of the exact g.
+    rises, and is within ``2e-7 * max(1, |g|)`` of the exact g.
 
     Args:
         n: how many.
@@ -100,8 +100,8 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
         stream: stream number, 0 <= stream < 2**32.
 
     Returns:
-        float32 [n], the same bits on every device: the logarithm is written in products and sums
-        that are rounded one by one. O(n).
+        float32 [n], the same bits on every device, for the logarithm is written in products and
+        sums that are rounded one by one. O(n).
 
     Raises:
         TypeError, ValueError: `n`, `rng` or `stream` is not as described.
@@ -311,10 +311,11 @@ def masked_edges(
         stream: stream number of the random half.
 
     Returns:
-        (edges, weight, mask). edges: int64 [2 * count], first the `count` edges with the largest
-        scores in ascending position, then the random ones in random order. weight: float32
-        [2 * count], 1 for a slot that counts, 0 for a random slot whose edge is in the first half;
-        there are no other duplicates. mask: bool [E], the edges in any slot. O(E).
+        Edges, weights and a mask. Edges are int64 [2 * count], first the `count` edges with the
+        largest scores in ascending position, then the random ones in random order. Weights are
+        float32 [2 * count], 1 for a slot that counts, 0 for a random slot whose edge is in the
+        first half; there are no other duplicates. The mask, bool [E], has the edges in any slot.
+        O(E).
 
     Raises:
         TypeError, ValueError: an argument's type, shape, range or device is not as described.

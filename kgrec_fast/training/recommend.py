@@ -54,6 +54,13 @@ def load_run(folder: RunFolder, which: str = "best") -> LoadedRun:
 def find_users(tokens: Sequence[str], names: Sequence[str]) -> Tensor:
     """The ids of users given by name.
 
+    Args:
+        tokens: the users that are asked for.
+        names: the names of all users, as `KGDataset.user_tokens`.
+
+    Returns:
+        int64 ``[len(tokens)]``.
+
     Raises:
         ValueError: naming the first unknown one, and names like it.
     """
@@ -67,7 +74,20 @@ def find_users(tokens: Sequence[str], names: Sequence[str]) -> Tensor:
 
 
 def recommend(model: Any, dataset: Any, users: Tensor, k: int) -> list[list[tuple[int, float]]]:
-    """The k best (item, score) of each user, leaving out every item known from any split."""
+    """The k best items of each user, leaving out every item known from any split.
+
+    Args:
+        model: anything with ``embeddings()``, users ``[U, D]`` and entities ``[N, D]``.
+        dataset: the interactions, a `KGDataset`.
+        users: int64 ``[B]``, ids of users.
+        k: how many items at most.
+
+    Returns:
+        For each user a list of (item, score), best first.
+
+    Raises:
+        ValueError: if k is not positive, or the embeddings are not finite.
+    """
     if k < 1:
         raise ValueError(f"k: got {k}, expected a positive integer")
     user_embedding, item_embedding = finite_embeddings(model, dataset.n_items)
@@ -91,6 +111,9 @@ def rationale_edges(
         scores: ``[E]``, in the order of `edge_index` ``[2, E]``.
         items: node ids.
         count: how many edges an item at most.
+
+    Returns:
+        A list of (edge id, score) for each of `items`, in their order.
     """
     scores = scores.detach().cpu()
     result = {}

@@ -38,6 +38,9 @@ def model_state(state: Mapping[str, Tensor], n_users: int) -> dict[str, Tensor]:
     Args:
         state: As :func:`read_checkpoint` gives it.
         n_users: How many of the embeddings are users'; the others are entities'.
+
+    Returns:
+        A state dict; its tensors are views of those given.
     """
     renamed = {_RELATION: _RELATION_WEIGHT}
     rest = {renamed.get(name, name): x for name, x in state.items() if name != "all_embed"}
@@ -50,6 +53,9 @@ def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state: The state dict of a :class:`kgrec_fast.models.KGRec`.
+
+    Returns:
+        A state dict for the paper's code, its ``all_embed`` a new tensor [U + N, D].
     """
     tables = torch.cat([state["user_embedding.weight"], state["entity_embedding.weight"]])
     contrast = {name: x for name, x in state.items() if name.startswith("contrast_fn.")}

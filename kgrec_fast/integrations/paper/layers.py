@@ -37,7 +37,7 @@ class AttnHGCN(EdgeLayer):
     Args:
         channel: D, an even number.
         n_hops: Hops of the ``forward*`` methods.
-        n_users: U.
+        n_users: Number of users, U.
         n_relations: Number of relations, the interaction being one of them.
         node_dropout_rate: Kept as an attribute; as published, the layer makes no use of it.
         mess_dropout_rate: Probability that message dropout drops an element, in [0, 1).

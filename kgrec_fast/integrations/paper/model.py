@@ -162,7 +162,7 @@ class KGRec(models.KGRec):
             masks: The random choices of the step; drawn where it is None.
 
         Returns:
-            The loss (scalar), and its weighted parts as numbers: "rec_loss" (BPR with L2),
+            The loss (scalar), and its weighted parts as numbers, "rec_loss" (BPR with L2),
             "mae_loss" and "cl_loss".
 
         Raises:

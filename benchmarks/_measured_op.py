@@ -1,4 +1,4 @@
-"""What `gpu_kernels` knows of an op."""
+"""What `run` knows of an op."""
 
 from __future__ import annotations
 

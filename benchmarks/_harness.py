@@ -23,7 +23,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 # Packages whose versions decide what a baseline is worth.
-PACKAGES = ("torch", "torch_scatter", "torch_geometric", "numpy")
+PACKAGES = ("torch", "torch_scatter", "torch_geometric", "pyg_lib", "dgl", "numpy")
 
 
 class MismatchError(RuntimeError):
@@ -53,7 +53,8 @@ class Timing:
 class Row:
     """One measurement, beside its baseline where there is one.
 
-    ``ratio`` and ``memory_ratio`` say how many times less we take than the baseline.
+    ``ratio`` and ``memory_ratio`` say how many times less we take than the baseline;
+    ``floor_share`` how much of our time the floor is; ``note`` why a baseline has no time.
     """
 
     op: str
@@ -74,6 +75,12 @@ class Row:
     memory_bytes: int | None = None
     baseline_memory_bytes: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    heads: int | None = None
+    threads: int | None = None
+    floor_seconds: float | None = None
+    floor_share: float | None = None
+    note: str = ""
 
     @classmethod
     def of(

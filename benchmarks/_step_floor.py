@@ -88,12 +88,13 @@ def products(model: KGRec) -> list[Call]:
     rows = [model.n_entities] + [model.kg.num_rows] * (model.gcn.n_hops - 1)
     for n in rows + [model.n_items] * 4:
         x, weight = torch.randn(n, width), torch.randn(width, width)
-        calls.append(_products(x, weight, torch.randn(n, width)))
+        calls += product(x, weight, torch.randn(n, width))
     return calls
 
 
-def _products(x: Tensor, weight: Tensor, grad: Tensor) -> Call:
-    return lambda: (x @ weight, x.t() @ grad, grad @ weight.t())
+def product(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Call, Call]:
+    """A product with a dense matrix, and the two of its gradients."""
+    return lambda: x @ weight, lambda: (x.t() @ grad, grad @ weight.t())
 
 
 def floor(model: KGRec, batch: dict[str, Tensor], rounds: int) -> dict[str, float]:

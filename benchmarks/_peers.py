@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -192,5 +193,15 @@ def peers_of(op: MeasuredOp, graph: RelGraph, heads: int, no_scatter: str = "") 
     ]
     found.append(Peer(REFERENCE, op.reference))
     if op.leaves:  # what has none draws, by integers that a compiler has little to fuse in
-        found.append(Peer(COMPILED, torch.compile(op.reference, dynamic=False)))
+        found.append(Peer(COMPILED, _compiled(op.reference)))
     return found
+
+
+def _compiled(call: Call) -> Call:
+    """Compiled when it is first called: not even the compiler is imported before."""
+
+    @cache
+    def compiled() -> Call:
+        return torch.compile(call, dynamic=False)
+
+    return lambda *leaves: compiled()(*leaves)

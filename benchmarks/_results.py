@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks._cases import Case
+
 # What a measurement is of; with the baseline, a row's key.
 SETTINGS = ("op", "graph", "device", "dtype", "direction", "width", "heads", "threads")
 
@@ -60,7 +62,14 @@ def added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**new, "rows": [*rows, *new["rows"]]}
     for name in ("graphs", "failures", "copy_bytes_per_second"):
         merged[name] = {**before.get(name, {}), **new.get(name, {})}
+    for row in new["rows"]:  # what failed before and was measured now
+        merged["failures"].pop(str(case_of(row)), None)
     return merged
+
+
+def case_of(row: Mapping[str, Any]) -> Case:
+    """The case that a row of the kernel suite is of."""
+    return Case(*(row.get(name) for name in ("op", "graph", "width", "heads", "dtype", "threads")))
 
 
 def _machine(content: Mapping[str, Any]) -> tuple:

@@ -40,8 +40,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a record, a line a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({**content, "rows": []}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in content["rows"])
+    text = text.replace('"rows": []', f'"rows": [\n{rows}\n ]')
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -190,7 +190,6 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             usual.weighted_aggregate_transposed,
             "E*(D*s + 8 + a) + M*(D*s + 8)",
             "E*(2*D*s + 8 + 2*a) + n*D*s + N*(D*s + 16)",
-            function="weighted_aggregate",
         ),
         measured(
             "edge_dot",

@@ -8,6 +8,7 @@ edges join the same nodes, so backward is written out: the transposed matrix for
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from kgrec_fast.graph import RelGraph
+
+warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
 
 
 class Order(NamedTuple):

@@ -43,11 +43,11 @@ class Device:
     def timings(self, sides: Sequence[Callable[[], object]]) -> list[Timing]:
         """Times callables in turn: on the device by events, elsewhere by the clock.
 
-        On the CPU all of them have run before. On CUDA 1 GiB is written before each call: caches
-        are cold, and the host has run ahead of the device when the clock starts.
+        On CUDA 1 GiB is written before each call: caches are cold, and the host has run ahead of
+        the device when the clock starts.
         """
         if not self.is_cuda:
-            return interleave(sides, rounds=self.rounds, budget=self.budget, warmup=0)
+            return interleave(sides, rounds=self.rounds, budget=self.budget)
         if self.flush is None:
             self.flush = self.buffer()
         for side in sides:

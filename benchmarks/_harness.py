@@ -151,15 +151,17 @@ def interleave(
         rounds: How often it is each one's turn.
         budget: No new round begins after so many seconds...
         least: ...once there were so many.
-        warmup: Calls of each before, which are not timed.
+        warmup: Calls of each before, which are not timed, and do not go on after the budget.
         in_a_row: Calls of one side each time, all of them timed.
 
     Returns:
         One timing a side.
     """
+    begin = time.perf_counter()
     for side in sides:
         for _ in range(warmup):
-            side()
+            if time.perf_counter() - begin <= budget:
+                side()
     seconds: list[list[float]] = [[] for _ in sides]
     collected, begin = gc.isenabled(), time.perf_counter()
     gc.collect()

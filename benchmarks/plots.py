@@ -38,6 +38,14 @@ STYLE = {
 }
 
 
+def write(content: Mapping[str, Any], folder: Path, suffix: str = "svg") -> list[Path]:
+    """Writes the tables as results.md, and every picture; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "results.md"
+    page.write_text(_report.markdown(content), encoding="utf-8")
+    return [page, *draw(content, folder, suffix)]
+
+
 def draw(content: Mapping[str, Any], folder: Path, suffix: str = "svg") -> list[Path]:
     """Writes every picture that the record has rows for; returns their paths."""
     import matplotlib
@@ -204,18 +212,15 @@ PICTURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws what a record has."""
+    """Writes what a record has."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("record", type=Path, metavar="FILE", help="that `benchmarks.run` wrote")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: the record's")
     parser.add_argument("--format", choices=("svg", "png"), default="svg")
     options = parser.parse_args(arguments)
     content = _results.read(options.record)
-    paths = draw(content, options.out or options.record.parent, options.format)
-    for path in paths:
+    for path in write(content, options.out or options.record.parent, options.format):
         print(f"written to {path}")
-    if not paths:
-        print(f"{options.record} has no rows for any picture")
 
 
 if __name__ == "__main__":

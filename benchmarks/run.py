@@ -11,7 +11,6 @@ in turn. Peaks of memory are measured apart, in a fresh process. The folder gets
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -189,10 +188,7 @@ def finish(suite: Suite) -> None:
     if suite.path is not None:
         print(f"written to {suite.path}")
     if (folder := suite.options.out) is not None:
-        content = json.loads(json.dumps(suite.content()))
-        page = folder / "results.md"
-        page.write_text(_report.markdown(content), encoding="utf-8")
-        for path in (page, *plots.draw(content, folder)):
+        for path in plots.write(suite.content(), folder):
             print(f"written to {path}")
 
 

@@ -27,12 +27,9 @@ TITLES = {
 
 
 def base_of(rows: Sequence[Row]) -> Case:
-    """The case that most rows are of, but for the op."""
-    names = ("graph", "width", "heads", "dtype", "threads")
-    values = [tuple(row.get(name) for name in names) for row in rows if row.get("width")]
-    if not values:
-        return Case("")
-    return Case("", *max(set(values), key=values.count))
+    """The base of a record: that of the suite, with the number of threads that most rows have."""
+    threads = [row["threads"] for row in rows if row.get("threads")]
+    return Case("", threads=max(set(threads), key=threads.count)) if threads else Case("")
 
 
 def axis_of(row: Row, base: Case) -> str:

@@ -30,6 +30,7 @@ from benchmarks._traffic import LEGEND
 from kgrec_fast import _library
 
 KERNELS, STEP, ALL = "kernels", "step", "all"
+AT_A_TIME = 8  # cases between measurements of memory
 STEP_DATA = ("ml-100k", ALIBABA)
 NOTES = {
     "forward": "without gradient",
@@ -84,40 +85,50 @@ class Suite:
         new = record(self.rows, failures=self.failures, **self.facts)
         return _results.added(self.before, new) if self.before else new
 
+    def fail(self, what: str, error: Exception) -> None:
+        self.failures[what] = str(error)
+        print(f"{what}: {error}", flush=True)
+
     def write(self) -> None:
         if self.path is not None:
             _results.write(self.path, self.content())
 
 
 def run_kernels(suite: Suite, kernels: Kernels, some: Sequence[Case]) -> None:
-    """Time of all cases, then their memory."""
-    measured: list[tuple[Case, slice]] = []
-    for number, case in enumerate(some, 1):
-        print(f"[{number}/{len(some)}] {case}", flush=True)
-        try:
-            rows = kernels.measure(case)
-        except RuntimeError as error:  # a mismatch, too little memory, a CUDA error
-            suite.failures[str(case)] = str(error)
-            print(f"  {error}")
-            rows = []
-        begin = len(suite.rows)
-        suite.rows += rows
-        measured.append((case, slice(begin, len(suite.rows))))
-        suite.facts["graphs"] = kernels.graphs
-        suite.facts["copy_bytes_per_second"] = {str(n): b for n, b in kernels.bandwidths.items()}
-        suite.write()
-    if suite.options.no_memory or kernels.on.is_cuda:
-        return
-    wanted = [(case, rows) for case, rows in measured if suite.rows[rows]]
-    print(f"peaks of memory of {len(wanted)} cases", flush=True)
+    """Some cases at a time: their times, then their peaks of memory."""
+    for begin in range(0, len(some), AT_A_TIME):
+        chosen = some[begin : begin + AT_A_TIME]
+        timed: dict[Case, list[Row]] = {}
+        for number, case in enumerate(chosen, begin + 1):
+            print(f"[{number}/{len(some)}] {case}", flush=True)
+            try:
+                timed[case] = kernels.measure(case)
+            except RuntimeError as error:  # a mismatch, too little memory, a CUDA error
+                suite.fail(str(case), error)
+            suite.rows += timed.get(case, [])
+            suite.facts["graphs"] = kernels.graphs
+            speeds = {str(n): speed for n, speed in kernels.bandwidths.items()}
+            suite.facts["copy_bytes_per_second"] = speeds
+            suite.write()
+        if timed and not suite.options.no_memory and not kernels.on.is_cuda:
+            count = sum(map(len, timed.values()))
+            suite.rows[len(suite.rows) - count :] = measured_memory(suite, timed, kernels.quick)
+            suite.write()
+
+
+def measured_memory(suite: Suite, timed: dict[Case, list[Row]], quick: bool) -> list[Row]:
+    """The rows with peaks of memory; as they are where the process for these fails."""
     names = [
-        {r.baseline for r in suite.rows[rows] if r.baseline_seconds and r.baseline != COMPILED}
-        for _, rows in wanted
+        {row.baseline for row in rows if row.baseline_seconds and row.baseline != COMPILED}
+        for rows in timed.values()
     ]
-    found = peaks_of_cases([case for case, _ in wanted], names, kernels.quick)
-    for (_, rows), peaks in zip(wanted, found, strict=True):
-        suite.rows[rows] = [with_memory(row, peaks) for row in suite.rows[rows]]
-    suite.write()
+    try:
+        found = peaks_of_cases(list(timed), names, quick)
+    except RuntimeError as error:
+        suite.fail(f"peaks of memory of {next(iter(timed))} and the cases after it", error)
+        return [row for rows in timed.values() for row in rows]
+    pairs = zip(timed.values(), found, strict=True)
+    return [with_memory(row, peaks) for rows, peaks in pairs for row in rows]
 
 
 def with_memory(row: Row, peaks: dict[str, dict[str, int | None]]) -> Row:

@@ -180,6 +180,23 @@ def test_a_peer_that_computes_something_else_is_not_timed(
     assert notes[REFERENCE] == ""
 
 
+def test_times_outlive_a_failure_to_measure_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: Any) -> None:
+        raise RuntimeError("it was killed")
+
+    monkeypatch.setattr(run, "peaks_of_cases", killed)
+    monkeypatch.setattr(run, "AT_A_TIME", 1)
+    content = quick(tmp_path, "--axes", "op", "--only", "random_bits", "gumbel_noise")
+    assert content["code"] == 1
+    assert set(content["failures"].values()) == {"it was killed"}
+    assert len(content["failures"]) == 2
+    assert {(row["op"], row["memory_bytes"]) for row in content["rows"]} == {
+        ("random_bits", None), ("gumbel_noise", None),
+    }  # fmt: skip
+
+
 def test_the_compiled_reference_is_called_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[dict] = []
 

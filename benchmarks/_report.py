@@ -47,15 +47,13 @@ def axis_of(row: Row, base: Case) -> str:
 def along(rows: Sequence[Row], axis: str, base: Case) -> list[Row]:
     """The rows of an axis, with those of the base that belong to it."""
     chosen = [row for row in rows if axis_of(row, base) == axis]
-    ops = {row["op"] for row in chosen}
     peers = {(row["op"], row["baseline"], row["direction"]) for row in chosen}
-    return chosen + [
+    at_base = [
         row
         for row in rows
-        if axis_of(row, base) == "op"
-        and row["op"] in ops
-        and (row["op"], row["baseline"], row["direction"]) in peers
+        if axis_of(row, base) == "op" and (row["op"], row["baseline"], row["direction"]) in peers
     ]
+    return at_base + chosen
 
 
 def is_loss(row: Row) -> bool:

@@ -195,13 +195,18 @@ def step_by_part(rows: Sequence[Row]) -> Figure | None:
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set_xscale("log")
-        axes.set_xlim(right=4 * axes.get_xlim()[1])  # room for the legend
         axes.grid(axis="y", visible=False)
         whole = [1e3 * row[f"{side}seconds"] for side in ("", "baseline_")]
         axes.set_title(
             f"{row['graph']}: {whole[0]:,.0f} ms in place of {whole[1]:,.0f}", fontsize=10
         )
-    panels.flat[0].legend(fontsize=8, frameon=False, loc="upper right")
+    figure.legend(
+        *panels.flat[0].get_legend_handles_labels(),
+        fontsize=8,
+        frameon=False,
+        loc="outside lower center",
+        ncols=2,
+    )
     panels.flat[-1].set_xlabel("ms of a step (logarithmic)")
     return figure
 

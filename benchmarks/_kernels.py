@@ -132,7 +132,7 @@ class Kernels:
             floor = floor_seconds(formula, names, self.bandwidth(case.threads))
             extra = {"formula": formula, "least_bytes": least_bytes(formula, names), **errors}
             extra["edges"] = graph.num_edges
-            for name in [*list(sides)[1:], *absent] or [None]:
+            for name in [*list(sides)[1:], *absent] or [""]:
                 row = Row.of(
                     timings[OURS],
                     timings.get(name),
@@ -141,7 +141,7 @@ class Kernels:
                     device=self.card,
                     dtype=case.dtype,
                     direction=direction,
-                    baseline=name,
+                    baseline=name or None,
                     memory=(peaks.get(OURS), peaks.get(name)),
                     extra={**extra, **facts.get(name, {})},
                 )

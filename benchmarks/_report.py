@@ -63,10 +63,11 @@ def is_loss(row: Row) -> bool:
 
 def within_noise(row: Row) -> bool:
     """Whether the 20 to 80 % ranges of both sides overlap."""
-    bounds = [row.get(f"{side}seconds_q{q}") for side in ("", "baseline_") for q in (20, 80)]
-    if any(bound is None for bound in bounds):
+    low, high, their_low, their_high = (
+        row.get(f"{side}seconds_q{q}") for side in ("", "baseline_") for q in (20, 80)
+    )
+    if low is None or high is None or their_low is None or their_high is None:
         return False
-    low, high, their_low, their_high = bounds
     return bool(low <= their_high and their_low <= high)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
 
 def case_of(row: Mapping[str, Any]) -> Case:
     """The case that a row of the kernel suite is of."""
-    return Case(*(row.get(name) for name in ("op", "graph", "width", "heads", "dtype", "threads")))
+    given: list[Any] = [row.get(f.name) for f in fields(Case) if f.name in SETTINGS]
+    return Case(*given)
 
 
 def _machine(content: Mapping[str, Any]) -> tuple:

@@ -84,7 +84,8 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
 
 def products(model: KGRec) -> list[Call]:
     """Projections of all hops and the MLPs of both views, forward and backward."""
-    width, calls = model.embedding_size, []
+    width = model.embedding_size
+    calls: list[Call] = []
     rows = [model.n_entities] + [model.kg.num_rows] * (model.gcn.n_hops - 1)
     for n in rows + [model.n_items] * 4:
         x, weight = torch.randn(n, width), torch.randn(width, width)

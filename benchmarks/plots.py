@@ -26,7 +26,7 @@ USUAL = (SCATTERED, PLAIN)
 OURS_COLOR, THEIRS_COLOR, FLOOR_COLOR = "#1b7f5c", "#b5542a", "#777777"
 OP_COLORS = ("#1b7f5c", "#3b6fb5", "#c9922e", "#8a4f9e", "#b5542a", "#555555")
 # The same file from the same numbers: no date, no random ids.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "kgrec_fast",
     "font.size": 10,
     "axes.spines.top": False,

@@ -119,7 +119,7 @@ def run_kernels(suite: Suite, kernels: Kernels, some: Sequence[Case]) -> None:
 def measured_memory(suite: Suite, timed: dict[Case, list[Row]], quick: bool) -> list[Row]:
     """The rows with peaks of memory; as they are where the process for these fails."""
     names = [
-        {row.baseline for row in rows if row.baseline_seconds and row.baseline != COMPILED}
+        {r.baseline for r in rows if r.baseline and r.baseline_seconds and r.baseline != COMPILED}
         for rows in timed.values()
     ]
     try:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 # Packages whose versions decide what a baseline is worth.
-PACKAGES = ("torch", "torch_scatter", "torch_geometric", "numpy")
+PACKAGES = ("torch", "torch_scatter", "torch_geometric", "pyg_lib", "dgl", "numpy")
 
 
 class MismatchError(RuntimeError):
@@ -53,7 +53,8 @@ class Timing:
 class Row:
     """One measurement, beside its baseline where there is one.
 
-    ``ratio`` and ``memory_ratio`` say how many times less we take than the baseline.
+    ``ratio`` and ``memory_ratio`` say how many times less we take than the baseline;
+    ``floor_share`` how much of our time the floor is; ``note`` why a baseline has no time.
     """
 
     op: str
@@ -74,6 +75,12 @@ class Row:
     memory_bytes: int | None = None
     baseline_memory_bytes: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    width: int | None = None
+    heads: int | None = None
+    threads: int | None = None
+    floor_seconds: float | None = None
+    floor_share: float | None = None
+    note: str = ""
 
     @classmethod
     def of(
@@ -144,15 +151,17 @@ def interleave(
         rounds: How often it is each one's turn.
         budget: No new round begins after so many seconds...
         least: ...once there were so many.
-        warmup: Calls of each before, which are not timed.
+        warmup: Calls of each before, which are not timed, and do not go on after the budget.
         in_a_row: Calls of one side each time, all of them timed.
 
     Returns:
         One timing a side.
     """
+    begin = time.perf_counter()
     for side in sides:
         for _ in range(warmup):
-            side()
+            if time.perf_counter() - begin <= budget:
+                side()
     seconds: list[list[float]] = [[] for _ in sides]
     collected, begin = gc.isenabled(), time.perf_counter()
     gc.collect()

@@ -1,4 +1,4 @@
-"""What `gpu_kernels` knows of an op."""
+"""What `run` knows of an op."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ def measured(
     forward: str,
     backward: str | None = None,
     *,
-    function: str | None = None,
     baseline: str = SCATTERED,
     **named: Any,
 ) -> MeasuredOp:
-    """An op of `kgrec_fast.ops`, `function` where it has not the name for the report."""
+    """An op of `kgrec_fast.ops`: its name there, which a comma and a variant may follow."""
 
     def calling(suffix: str) -> Call:
-        op = getattr(ops, (function or name) + suffix)
+        op = getattr(ops, name.partition(",")[0] + suffix)
         return lambda *x: op(*arguments(*x), **named)
 
     ours, reference = calling(""), calling("_reference")

@@ -13,6 +13,7 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks._harness import ROOT
@@ -34,12 +35,16 @@ def _resident(name: str) -> int | None:
 
 
 def measure(module: str, function: str, arguments: list[str]) -> int | None:
+    """`peak_of` what a function returns, which is called with some arguments."""
+    return peak_of(getattr(importlib.import_module(module), function)(*arguments))
+
+
+def peak_of(call: Callable[[], object]) -> int | None:
     """Bytes above what was resident before the call; None where the system does not tell.
 
     The peak is reset first, so that the preparations do not hide it, and memory that malloc keeps
     for reuse is given back, so that the call cannot hide in it.
     """
-    call = getattr(importlib.import_module(module), function)(*arguments)
     gc.collect()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -56,13 +61,13 @@ def measure(module: str, function: str, arguments: list[str]) -> int | None:
     return None if before is None or peak is None else max(peak - before, 0)
 
 
-def peak_in_fresh_process(module: str, function: str, *arguments: str) -> int | None:
-    """`measure` in a new interpreter, in which nothing was run before.
+def output_of_fresh_process(module: str, *arguments: str) -> str:
+    """The last line that a module prints in a new interpreter, in which nothing was run before.
 
     Raises:
         RuntimeError: The process failed; the message holds what it printed.
     """
-    command = [sys.executable, "-m", "benchmarks._memory", module, function, *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     environment = {**os.environ, **_MALLOC, "PYTHONPATH": path}
     done = subprocess.run(
@@ -70,7 +75,16 @@ def peak_in_fresh_process(module: str, function: str, *arguments: str) -> int | 
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(command[1:])} failed:\n{done.stderr[-2000:]}")
-    answer = done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip().splitlines()[-1]
+
+
+def peak_in_fresh_process(module: str, function: str, *arguments: str) -> int | None:
+    """`measure` in a new interpreter.
+
+    Raises:
+        RuntimeError: The process failed; the message holds what it printed.
+    """
+    answer = output_of_fresh_process("benchmarks._memory", module, function, *arguments)
     return None if answer == "None" else int(answer)
 
 

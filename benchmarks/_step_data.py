@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 
-from benchmarks.relation_attention import load as load_graph
+from benchmarks._graphs import load as load_graph
 from kgrec_fast.data import KGDataset, load_dataset, planted_rationales
 
 # Graph, users, items and interactions. The first two have the sizes that the KGRec paper (table 2)
@@ -25,7 +25,7 @@ USER_SPREAD = 0.8  # standard deviation of the logarithm of a user's number of i
 def load(name: str, quick: bool = False) -> KGDataset:
     """A data set for the benchmark.
 
-    The names of `SIZES` have a graph of `benchmarks.relation_attention` and generated
+    The names of `SIZES` have a graph of `benchmarks._graphs` and generated
     interactions, all of them for training; any other name goes to `kgrec_fast.data.load_dataset`.
     With ``quick`` everything is tiny and planted.
     """

@@ -106,15 +106,17 @@ def projected_rows(model: KGRec, masks: StepMasks, read: Tensor) -> list[int]:
 
 def products(model: KGRec, masks: StepMasks, read: Tensor) -> list[Call]:
     """Projections of all hops and the MLPs of both views, forward and backward."""
-    width, calls = model.embedding_size, []
+    width = model.embedding_size
+    calls: list[Call] = []
     for n in projected_rows(model, masks, read) + [model.n_items] * 4:
         x, weight = torch.randn(n, width), torch.randn(width, width)
-        calls.append(_products(x, weight, torch.randn(n, width)))
+        calls += product(x, weight, torch.randn(n, width))
     return calls
 
 
-def _products(x: Tensor, weight: Tensor, grad: Tensor) -> Call:
-    return lambda: (x @ weight, x.t() @ grad, grad @ weight.t())
+def product(x: Tensor, weight: Tensor, grad: Tensor) -> tuple[Call, Call]:
+    """A product with a dense matrix, and the two of its gradients."""
+    return lambda: x @ weight, lambda: (x.t() @ grad, grad @ weight.t())
 
 
 def floor(model: KGRec, batch: dict[str, Tensor], rounds: int) -> dict[str, float]:

@@ -38,6 +38,12 @@ NO_SANITIZER = (
     "and of the wheel nvidia-cuda-sanitizer-api"
 )
 
+# Every op at the base, without what takes long to compile or to run.
+KERNELS = shlex.split(
+    "--suite kernels --device cuda --axes op --budget 0.3 "
+    "--without reference 'torch.compile(reference)'"
+)
+
 Reader = Callable[[], Mapping[str, Any]]
 
 
@@ -93,7 +99,7 @@ def steps(folder: Path) -> list[Step]:
         return Step(name, command, 0.08, uncached, lambda: outcomes(folder / f"{name}.xml"))
 
     measured = folder / "kernels.json"
-    kernels = [python, "-m", "benchmarks.gpu_kernels", "--json", str(measured)]
+    kernels = [python, "-m", "benchmarks.run", *KERNELS, "--json", str(measured)]
     return [
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 0.42, build),
         Step("info", [python, "-m", "kgrec_fast.info"], 0.03, here),
@@ -139,11 +145,11 @@ def outcomes(report: Path, every: bool = False) -> dict[str, Any]:
 
 
 def measurements(path: Path) -> dict[str, Any]:
-    """What `gpu_kernels` wrote, as far as it came."""
+    """What `run` wrote, as far as it came."""
     if not path.is_file():
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
-    wanted = ("versions", "kgrec_fast", "copy_bytes_per_second", "graph", "legend", "notes")
+    wanted = ("versions", "kgrec_fast", "copy_bytes_per_second", "graphs", "legend", "notes")
     return {name: content[name] for name in (*wanted, "failures", "rows")}
 
 

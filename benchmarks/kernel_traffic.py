@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import _harness
-from benchmarks.relation_attention import load
+from benchmarks._graphs import load
 from kgrec_fast import RelGraph
 from kgrec_fast.ops._common import accumulate_dtype
 

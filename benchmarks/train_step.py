@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from itertools import islice
 from typing import Any
@@ -278,7 +279,8 @@ def batches_of(data: KGDataset, batch_size: int) -> list[dict[str, Tensor]]:
     return batches[:-1] or batches
 
 
-def _arguments() -> argparse.ArgumentParser:
+def arguments_parser() -> argparse.ArgumentParser:
+    """The options, which `measure` takes."""
     result = parser(__doc__)
     result.add_argument(
         "--data",
@@ -337,7 +339,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     if not options.no_memory:
         size = "quick" if quick else "full"
         peaks = peaks_of_sides("benchmarks.train_step", "prepare_step", name, baseline.name, size)
-    return Row.of(
+    row = Row.of(
         ours,
         theirs,
         op="train_step",
@@ -354,6 +356,8 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
             "floor": least,
         },
     )
+    floor = sum(least.values())
+    return replace(row, floor_seconds=floor, floor_share=floor / row.seconds)
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:
@@ -363,7 +367,7 @@ def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str,
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints and writes."""
-    options = _arguments().parse_args(arguments)
+    options = arguments_parser().parse_args(arguments)
     start(options)
     if keep_freed_memory():
         print("glibc keeps freed memory, for both sides, as in `kgrec-fast train`")

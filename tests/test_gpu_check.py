@@ -13,7 +13,7 @@ import torch
 from kgrec_fast import RelGraph, ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import _card, _gpu_ops, gpu_check, gpu_kernels
+from benchmarks import _card, _ops, _sides, _traffic, gpu_check, run
 from benchmarks.gpu_check import Step
 from kgrec_fast.models.reference import EdgeFunctions
 
@@ -26,11 +26,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-@pytest.mark.parametrize("main", [gpu_check.main, gpu_kernels.main])
+@pytest.mark.parametrize(
+    ("main", "arguments"), [(gpu_check.main, []), (run.main, ["--device", "cuda"])]
+)
 @pytest.mark.parametrize(("cuda", "why"), [("13.0", "sees none"), (None, "was built without CUDA")])
-def test_one_sentence_and_exit_code_2(main, cuda, why, monkeypatch, capsys) -> None:
+def test_one_sentence_and_exit_code_2(main, arguments, cuda, why, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    assert main([]) == 2
+    assert main(arguments) == 2
     (line,) = capsys.readouterr().out.splitlines()
     assert line == f"no NVIDIA GPU can be used here: torch {torch.__version__} {why}"
 
@@ -261,83 +263,59 @@ BYTES = {
 
 
 def test_names_of_a_tiny_graph() -> None:
-    names = _gpu_ops.names_of(TINY, torch.bfloat16)
+    names = _traffic.names_of(TINY, torch.bfloat16, 64, 2)
     expected = {"E": 4, "N": 3, "n": 2, "M": 3, "K": 3, "L": 4, "R": 2, "D": 64, "H": 2}
     assert names == expected | {"s": 2, "a": 4}
-    assert set(names) == set(_gpu_ops.LEGEND)
+    assert set(names) == set(_traffic.LEGEND)
     nothing = torch.empty(2, 0, dtype=torch.int64)
     empty = RelGraph.from_edges(nothing, nothing[0], num_nodes=2, num_relations=1)
-    assert _gpu_ops.names_of(empty, torch.float32)["K"] == 0
+    assert _traffic.names_of(empty, torch.float32, 64, 2)["K"] == 0
 
 
 @pytest.mark.parametrize(("key", "expected"), BYTES.items(), ids=str)
 def test_least_bytes_are_those_counted_by_hand(key: tuple, expected: int) -> None:
     name, direction, size = key
-    (op,) = (op for op in _gpu_ops.measured_ops(TINY, None) if op.name == name)
-    names = _gpu_ops.names_of(TINY, {2: torch.bfloat16, 4: torch.float32}[size])
-    assert _gpu_ops.least_bytes(getattr(op, direction), names) == expected
+    (op,) = (op for op in _ops.measured_ops(TINY, None) if op.name == name)
+    names = _traffic.names_of(TINY, {2: torch.bfloat16, 4: torch.float32}[size], 64, 2)
+    assert _traffic.least_bytes(getattr(op, direction), names) == expected
 
 
 def test_every_public_op_is_measured() -> None:
     public = {name for name in ops.__all__ if f"{name}_reference" in ops.__all__}
-    measured = {op.name.partition(",")[0] for op in _gpu_ops.measured_ops(TINY, None)}
+    measured = {op.name.partition(",")[0] for op in _ops.measured_ops(TINY, None)}
     assert measured == public | {"random_bits"}
 
 
 # -- measuring ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [op.name for op in _gpu_ops.measured_ops(TINY, None)])
+@pytest.mark.parametrize("name", [op.name for op in _ops.measured_ops(TINY, None)])
 def test_the_usual_way_computes_the_same(name: str) -> None:
-    (op,) = (op for op in _gpu_ops.measured_ops(TINY, EdgeFunctions()) if op.name == name)
+    (op,) = (op for op in _ops.measured_ops(TINY, EdgeFunctions()) if op.name == name)
     if op.baseline.startswith("torch:"):
         pytest.skip("random on either side")
-    leaves = gpu_kernels.operands(op, torch.device("cpu"), torch.float64)
-    found, wanted = (gpu_kernels.Side(f, leaves) for f in (op.usual, op.reference))
+    leaves = _sides.operands(op, torch.device("cpu"), torch.float64)
+    found, wanted = (_sides.Side(f, leaves) for f in (op.usual, op.reference))
     if op.backward is None:
         torch.testing.assert_close(found.forward(), wanted.forward())
     else:
         torch.testing.assert_close(found.both(), wanted.both())
 
 
-def measure(folder: Path, *names: str) -> tuple[int, dict]:
-    path = folder / "kernels.json"
-    arguments = ["--device", "cpu", "--quick", "--json", str(path), "--threads", "1"]
-    code = gpu_kernels.main([*arguments, "--ops", *names])
-    return code, gpu_check.measurements(path)
-
-
 @pytest.mark.usefixtures("restore_threads")
-def test_kernels_are_measured(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_what_a_run_wrote_is_read(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("MKL_NUM_THREADS", "1")
-    code, content = measure(tmp_path, "relation_attention", "rationale_scores", "random_bits")
-    assert code == 0
-    rows = content["rows"]
-    both = [("relation_attention", d) for d in ("forward", "backward")]
-    found = [(r["op"], r["direction"]) for r in rows if r["dtype"] == "float32"]
-    assert found == [*both, ("rationale_scores", "forward"), ("random_bits", "forward")]
-    assert {r["dtype"] for r in rows} == {"float32", "bfloat16"}
-    for row in rows:
-        assert 0 < row["seconds_q20"] <= row["seconds"] <= row["seconds_q80"]
-        assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
-        extra = row["extra"]
-        assert extra["bytes_per_second"] == pytest.approx(extra["least_bytes"] / row["seconds"])
-        share = extra["bytes_per_second"] / content["copy_bytes_per_second"]
-        assert extra["of_copy"] == pytest.approx(share)
-    assert content["graph"]["E"] > 1000
+    path = tmp_path / "kernels.json"
+    assert gpu_check.measurements(path) == {}
+    # The same arguments, but for the device.
+    arguments = ["cpu" if word == "cuda" else word for word in gpu_check.KERNELS]
+    quick = ["--quick", "--threads", "1", "--json", str(path), "--only", "random_bits"]
+    assert run.main([*arguments, *quick]) == 0
+    content = gpu_check.measurements(path)
+    (row,) = content["rows"]
+    assert (row["op"], row["direction"], row["baseline"]) == (
+        "random_bits", "forward", "torch: randint",
+    )  # fmt: skip
     assert content["failures"] == {}
-    assert "of copy" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("restore_threads")
-def test_a_wrong_op_is_not_timed_and_the_others_are(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("MKL_NUM_THREADS", "1")
-    right = ops.segment_sum
-    monkeypatch.setattr(ops, "segment_sum", lambda *x: right(*x) * 1.1)
-    code, content = measure(tmp_path, "segment_sum", "segment_mean")
-    assert code == 1
-    assert {row["op"] for row in content["rows"]} == {"segment_mean"}
-    assert list(content["failures"]) == ["segment_sum, float32", "segment_sum, bfloat16"]
-    assert "differs by" in content["failures"]["segment_sum, float32"]
+    assert content["graphs"]["alibaba-fashion"]["edges"] > 100

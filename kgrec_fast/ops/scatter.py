@@ -355,6 +355,8 @@ def _sum_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
     (index,) = ctx.saved_tensors
+    if grad.size(0) == 1:  # torch copies whole rows along the first dimension alone
+        return grad[0].index_select(0, index).unsqueeze(0), None, None
     return grad.index_select(1, index), None, None
 
 

@@ -67,6 +67,13 @@ def test_budget_ends_the_rounds_but_not_before_the_least() -> None:
     assert timings[0].calls == 3
 
 
+def test_budget_ends_warming_up_too() -> None:
+    calls: list[str] = []
+    sides = [lambda: calls.append("a"), lambda: calls.append("b")]
+    harness.interleave(sides, rounds=1, budget=-1.0, warmup=3)
+    assert calls == ["a", "b"]
+
+
 def test_row_and_record(tmp_path: Path) -> None:
     ours, theirs = harness.Timing(2.0, 1.0, 3.0, 5), harness.Timing(8.0, 7.0, 9.0, 5)
     row = harness.Row.of(

@@ -13,14 +13,14 @@ from scipy.stats import mannwhitneyu
 
 from benchmarks import (
     baselines,
+    floor,
     layer_swap,
     quality,
     rationale_auc,
-    relation_attention,
     train_step,
     write_hopwise_split,
 )
-from kgrec_fast import ops
+from benchmarks._harness import Row, Timing
 from kgrec_fast.data.atomic import load_atomic
 
 
@@ -31,89 +31,38 @@ def run(main: Callable[[list[str]], None], folder: Path, *arguments: str) -> dic
     return json.loads(path.read_text())
 
 
-def test_relation_attention(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--graphs", "news", "product", "--baseline", "torch", "--no-memory")
-    rows = run(relation_attention.main, tmp_path, *arguments)["rows"]
-    measured = [(r["graph"], r["op"], r["direction"]) for r in rows]
-    one = [("relation_attention", d) for d in relation_attention.DIRECTIONS]
-    one += relation_attention.FLOORS
-    assert measured == [(g, *m) for g in ("news", "product") for m in one]
-    for row in rows:
-        assert row["seconds"] > 0
-        with_baseline = row["op"] == "relation_attention"
-        assert (row["baseline"] == "torch") == with_baseline
-        assert (row["ratio"] is not None) == with_baseline
-    printed = capsys.readouterr().out
-    assert "float64 reference" in printed
-    assert "gathering" in printed
-
-
-def test_relation_attention_memory(tmp_path: Path) -> None:
-    arguments = ("--graphs", "music", "--baseline", "torch")
-    rows = run(relation_attention.main, tmp_path, *arguments)["rows"]
-    for row in rows[:2]:
-        assert row["baseline_memory_bytes"] > row["memory_bytes"] > 0
-        expected = row["baseline_memory_bytes"] / row["memory_bytes"]
-        assert row["memory_ratio"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("wrong", ["output", "gradient of W"])
-def test_nothing_is_timed_after_a_mismatch(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = baselines.relation_attention
-
-    def broken(x: torch.Tensor, w: torch.Tensor, *rest: object, **named: object) -> torch.Tensor:
-        if wrong == "output":
-            return right(x, w, *rest, **named) * 1.001  # type: ignore[arg-type]
-        return right(x, w + 1e-3 * (w - w.detach()), *rest, **named)  # type: ignore[arg-type]
-
-    def no_timing(*_: object, **__: object) -> None:
-        raise AssertionError("something was timed")
-
-    monkeypatch.setattr(baselines, "relation_attention", broken)
-    monkeypatch.setattr(relation_attention, "MAX_ORACLE_EDGES", 0)
-    monkeypatch.setattr(relation_attention, "interleave", no_timing)
-    with pytest.raises(RuntimeError, match=wrong):
-        relation_attention.main(["--quick", "--graphs", "news", "--baseline", "torch"])
-
-
-def test_alibaba_is_read_with_inverse_edges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("KGREC_FAST_DATA", str(tmp_path))
-    shaped = relation_attention.shaped_graph
-    monkeypatch.setattr(relation_attention, "shaped_graph", lambda n, scale: shaped(n, 0.002))
-    edges, source = relation_attention.load("alibaba-fashion")
-    assert source.startswith("generated")
-    assert "is absent" in capsys.readouterr().out
-    (tmp_path / "alibaba-fashion").mkdir()
-    (tmp_path / "alibaba-fashion" / "kg_final.txt").write_text("0 0 2\n1 1 2\n0 0 2\n")
-    edges, source = relation_attention.load("alibaba-fashion")
-    assert source == "kg_final.txt"
-    assert edges.edge_index.tolist() == [[0, 1, 2, 2], [2, 2, 0, 1]]
-    assert edges.edge_type.tolist() == [0, 1, 2, 3]
-    assert (edges.num_nodes, edges.num_relations) == (3, 4)
-
-
-def test_baseline_computes_relation_attention() -> None:
-    edges, _ = relation_attention.load("news", quick=True)
-    problem = relation_attention.Problem.make(edges).double()
-    graph = relation_attention.build(edges)
-    leaves = problem.leaves()
-    x, w, relation = leaves
-    heads = relation_attention.HEADS
-    out = ops.relation_attention_reference(x @ w, x, relation, graph, heads)
-    expected = [out, *torch.autograd.grad(out, leaves, problem.grad)]
-    baseline = baselines.find_baseline()
-    given = relation_attention.call(
-        relation_attention.theirs(edges, baseline), problem, "forward+backward"
-    )
-    for ours, theirs in zip(expected, given, strict=True):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_unknown_baseline() -> None:
     with pytest.raises(ValueError, match="numpy"):
         baselines.find_baseline("numpy")
+
+
+def test_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(floor.main, tmp_path, "--baseline", "torch")["rows"]
+    measured = [(r["op"], r["direction"], r["baseline"]) for r in rows[:3]]
+    assert measured == [
+        ("projected_attention", "forward", None),
+        ("projected_attention", "forward+backward", None),
+        ("projected_attention", "forward+backward", "torch"),
+    ]
+    assert {r["op"] for r in rows[3:]} == {"floor"}
+    printed = capsys.readouterr().out
+    assert "512-byte rows" in printed
+    assert "times faster than torch" in printed
+
+
+def test_a_summary_adds_up() -> None:
+    ms = {f"{b}-byte rows, by {o}": v for b, o, v in (
+        (512, "rows", 10.0), (512, "columns", 20.0), (256, "rows", 3.0), (256, "columns", 4.0),
+    )} | {"projection, forward": 6.0, "projection, backward": 14.0}  # fmt: skip
+    timing = Timing(0.1, 0.1, 0.1, 1)
+    against = Row.of(timing, Timing(2.5, 2.5, 2.5, 1), op="x", graph="g", direction="d")
+    lines = floor.summary(24.0, 120.0, ms, against, "peer").splitlines()
+    # 10 + 6; 2 x 10 + 20 + 20; 2 x 3 + 6; 2 x (2 x 3 + 4) + 20
+    assert "24.0 ms is 1.50 times its floor of 10.0 ms gathering" in lines[0]
+    assert "120.0 ms is 2.00 times its floor of 40.0 ms" in lines[1]
+    assert "24.0 ms is 2.00 times its floor of 6.0 ms" in lines[2]
+    assert "120.0 ms is 3.00 times its floor of 20.0 ms" in lines[3]
+    assert lines[4].startswith("forward+backward: 25.0 times faster than peer")
 
 
 @pytest.mark.filterwarnings("error:mae_msize")
@@ -129,6 +78,7 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < theirs[name] < theirs["whole step"]
     assert sum(row["extra"]["shares"].values()) == pytest.approx(1)
     assert row["memory_ratio"] > 0
+    assert row["floor_seconds"] == pytest.approx(sum(row["extra"]["floor"].values()))
     assert "share of our step" in capsys.readouterr().out
 
 

@@ -1,13 +1,8 @@
-"""The ops that `gpu_kernels` measures: operands, the usual composition, the least traffic.
-
-The least number of bytes gives no credit for caches: every row that an edge names is read once for
-that edge. What is read or written once a row, a run or a relation is counted as often.
-"""
+"""The ops that `run` measures: operands, the usual composition, the least traffic."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,106 +11,68 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import baselines
-from benchmarks._gpu_draws import draws
+from benchmarks._draws import draws
+from benchmarks._graphs import without_relations
 from benchmarks._measured_op import MeasuredOp, measured
 from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.reference import EdgeFunctions
 
 WIDTH, HEADS = 64, 2
-HEAD_SHAPE = (-1, HEADS, WIDTH // HEADS)
 DROPOUT = 0.1
 L2_WEIGHT = 1e-5
 SLOTS = 512  # masked edges of a step
 RANKED_USERS, BEST_ITEMS = 64, 20
-REFERENCE = "reference ops (torch)"
-
-LEGEND = {
-    "E": "edges",
-    "N": "rows: nodes that may be heads",
-    "n": "rows with an edge",
-    "M": "columns: nodes that may be tails",
-    "K": "runs of edges with equal head and relation, in row order",
-    "L": "runs of edges with equal tail and relation, in column order",
-    "R": "relations",
-    "D": "width of a row",
-    "H": "attention heads",
-    "s": "bytes of an element",
-    "a": "bytes of a number that is summed up (4; 8 for float64)",
-}
+PLAIN = "gather and index_add (torch)"  # where torch_scatter is not installed
 
 
-def names_of(graph: RelGraph, dtype: torch.dtype) -> dict[str, int]:
-    """The value of every name of `LEGEND`."""
-
-    def runs(ids: Tensor, relations: Tensor) -> int:
-        if ids.numel() == 0:
-            return 0
-        return 1 + int(((ids.diff() != 0) | (relations.diff() != 0)).sum())
-
-    colptr, _, col_rel, _, _ = graph.columns()
-    tails = torch.arange(graph.num_cols, device=graph.device).repeat_interleave(colptr.diff())
-    return {
-        "E": graph.num_edges,
-        "N": graph.num_rows,
-        "n": int((graph.rowptr.diff() > 0).sum()),
-        "M": graph.num_cols,
-        "K": runs(graph.head, graph.rel),
-        "L": runs(tails, col_rel),
-        "R": graph.num_relations,
-        "D": WIDTH,
-        "H": HEADS,
-        "s": dtype.itemsize,
-        "a": 8 if dtype == torch.float64 else 4,
-    }
-
-
-def least_bytes(formula: str, names: Mapping[str, int]) -> int:
-    """The value of a formula over the names of `LEGEND`."""
-    return int(eval(formula, {"__builtins__": {}}, dict(names)))
-
-
-def measured_ops(graph: RelGraph, functions: EdgeFunctions | None) -> list[MeasuredOp]:
-    """Every op on a graph with as many rows as columns, D = 64 and two heads.
+def measured_ops(
+    graph: RelGraph, functions: EdgeFunctions | None, width: int = WIDTH, heads: int = HEADS
+) -> list[MeasuredOp]:
+    """Every op on a graph with as many rows as columns.
 
     Args:
         graph: On the device.
-        functions: torch_scatter's and PyG's, or None: then references are the baseline.
+        functions: torch_scatter's and PyG's, or None: then what scatters is plain PyTorch.
+        width: D.
+        heads: H, a divisor of D.
     """
-    usual = _Usual(graph, functions or EdgeFunctions())
-    found = [*_on_graphs(graph, usual), *_on_rows(graph, usual)]
+    usual = _Usual(graph, functions or EdgeFunctions(), width, heads)
+    found = [*_on_graphs(graph, usual), *_without_relations(graph, usual), *_on_rows(graph, usual)]
     if functions is None:
-        found = [replace(op, usual=op.reference, baseline=REFERENCE) for op in found]
-    return [*found, *_on_nodes(graph), *_losses(graph), *draws(graph)]
+        found = [replace(op, baseline=PLAIN) for op in found]
+    return [*found, *_on_nodes(graph, width), *_losses(graph, width), *draws(graph)]
 
 
 class _Usual:
     """Each op as it is usually written: gather by edge, compute, scatter."""
 
-    def __init__(self, graph: RelGraph, functions: EdgeFunctions) -> None:
+    def __init__(self, graph: RelGraph, functions: EdgeFunctions, width: int, heads: int) -> None:
         # In the graph's own order: that of an edge list is to be nobody's disadvantage.
         self.head, self.tail, self.types = (t.long() for t in (graph.head, graph.col, graph.rel))
         self.order = graph.perm.long()
         self.rows, self.functions = graph.num_rows, functions
+        self.width, self.heads = width, heads
+        self.head_shape = (-1, heads, width // heads)
 
     def projected_attention(self, x: Tensor, weight: Tensor, relation: Tensor) -> Tensor:
         edges = torch.stack([self.head, self.tail])
         return baselines.relation_attention(
-            x, weight, relation, edges, self.types, HEADS, self.functions
+            x, weight, relation, edges, self.types, self.heads, self.functions
         )
 
     def relation_attention(self, query: Tensor, value: Tensor, relation: Tensor) -> Tensor:
         rel = relation[self.types]
-        score = (query[self.head] * query[self.tail] * rel).view(HEAD_SHAPE).sum(-1)
-        weight = self.softmax(score / math.sqrt(HEAD_SHAPE[2]))
-        message = (value[self.tail] * rel).view(HEAD_SHAPE) * weight.unsqueeze(-1)
-        return self.sum(message.view(-1, WIDTH))
+        score = (query[self.head] * query[self.tail] * rel).view(self.head_shape).sum(-1)
+        weight = self.softmax(score / math.sqrt(self.head_shape[2]))
+        message = (value[self.tail] * rel).view(self.head_shape) * weight.unsqueeze(-1)
+        return self.sum(message.view(-1, self.width))
 
     def attention_and_mean(self, x: Tensor, weight: Tensor, relation: Tensor) -> tuple:
         return self.projected_attention(x, weight, relation), self.relation_mean(x, relation)
 
     def rationale_scores(self, query: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:
         product = query[self.head] * query[self.tail] * relation[self.types]
-        logit = product.view(HEAD_SHAPE).sum(-1).mean(-1) / math.sqrt(HEAD_SHAPE[2])
+        logit = product.view(self.head_shape).sum(-1).mean(-1) / math.sqrt(self.head_shape[2])
         degree = torch.bincount(self.head, minlength=self.rows).to(logit.dtype)
         return self.softmax(logit) * degree[self.head], logit
 
@@ -131,6 +88,15 @@ class _Usual:
     def weighted_aggregate_transposed(self, x: Tensor, weight: Tensor) -> Tensor:
         message = x[self.head] * weight[self.order].unsqueeze(1)
         return self.functions.scatter_sum(message, self.tail, dim=0, dim_size=self.rows)
+
+    def mean_of_rows(self, x: Tensor) -> Tensor:
+        return self.mean(x[self.tail])
+
+    def attention_without_relations(self, query: Tensor, value: Tensor) -> Tensor:
+        score = (query[self.head] * query[self.tail]).view(self.head_shape).sum(-1)
+        weight = self.softmax(score / math.sqrt(self.head_shape[2]))
+        message = value[self.tail].view(self.head_shape) * weight.unsqueeze(-1)
+        return self.sum(message.view(-1, self.width))
 
     def edge_dot(self, row_side: Tensor, col_side: Tensor) -> Tensor:
         return (row_side[self.head] * col_side[self.tail]).sum(1)
@@ -157,29 +123,30 @@ MEAN_BACKWARD = "E*(2*D*s + a + 16) + L*D*s + n*(D*s + a) + N*8 + M*(D*s + 8) + 
 
 
 def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
-    nodes, relation = (graph.num_rows, WIDTH), (graph.num_relations, WIDTH)
+    width, heads = usual.width, usual.heads
+    nodes, relation = (graph.num_rows, width), (graph.num_relations, width)
     edges = (graph.num_edges,)
     return [
         measured(
             "relation_attention",
             (nodes, nodes, relation),
-            lambda *x: (*x, graph, HEADS),
+            lambda *x: (*x, graph, heads),
             usual.relation_attention,
             ATTENTION,
             ATTENTION_BACKWARD,
         ),
         measured(
             "projected_attention",
-            (nodes, (WIDTH, WIDTH), relation),
-            lambda *x: (*x, graph, HEADS),
+            (nodes, (width, width), relation),
+            lambda *x: (*x, graph, heads),
             usual.projected_attention,
             f"{ATTENTION} + 2*N*D*s + D*D*s",
             f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s",
         ),
         measured(
             "attention_and_mean",
-            (nodes, (WIDTH, WIDTH), relation),
-            lambda *x: (*x, graph, HEADS),
+            (nodes, (width, width), relation),
+            lambda *x: (*x, graph, heads),
             usual.attention_and_mean,
             f"{ATTENTION} + 2*N*D*s + D*D*s + {MEAN}",
             f"{ATTENTION_BACKWARD} + 5*N*D*s + 2*D*D*s + {MEAN_BACKWARD} + M*D*s + 3*R*D*s",
@@ -187,7 +154,7 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
         measured(
             "rationale_scores",
             (nodes, relation),
-            lambda *x: (*x, graph, HEADS),
+            lambda *x: (*x, graph, heads),
             usual.rationale_scores,
             "E*(D*s + 8 + 2*a) + K*D*s + n*D*s + N*8",
             edge_order="row",
@@ -223,7 +190,6 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
             usual.weighted_aggregate_transposed,
             "E*(D*s + 8 + a) + M*(D*s + 8)",
             "E*(2*D*s + 8 + 2*a) + n*D*s + N*(D*s + 16)",
-            function="weighted_aggregate",
         ),
         measured(
             "edge_dot",
@@ -237,6 +203,42 @@ def _on_graphs(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
     ]
 
 
+def _without_relations(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
+    """What libraries without relations compute too: a plain mean, a plain attention."""
+    nodes, plain = (graph.num_rows, usual.width), without_relations(graph)
+    inverse = graph.rowptr.diff().clamp(min=1).reciprocal()
+
+    def ones(like: Tensor) -> Tensor:
+        return like.new_ones(1, usual.width)
+
+    return [
+        measured(
+            "relation_attention, no relations",
+            (nodes, nodes),
+            lambda *x: (*x, ones(x[0]), plain, usual.heads),
+            usual.attention_without_relations,
+            "E*(2*D*s + 4) + n*D*s + N*(D*s + H*a + 8)",
+            "E*(4*D*s + 8 + 2*H*a) + n*(3*D*s + H*a) + N*(D*s + 8) + M*(3*D*s + 8)",
+        ),
+        measured(
+            "relation_mean, no relations",
+            (nodes,),
+            lambda x: (x, ones(x), plain),
+            usual.mean_of_rows,
+            "E*(D*s + 4) + N*(D*s + a + 8)",
+            "E*(D*s + a + 4) + n*a + N*8 + M*(D*s + 8)",
+        ),
+        measured(
+            "weighted_aggregate, mean of rows",
+            (nodes,),
+            lambda x: (x, None, graph, False, None, inverse.to(x.dtype)),
+            usual.mean_of_rows,
+            "E*(D*s + 4) + N*(D*s + a + 8)",
+            "E*(D*s + a + 4) + N*8 + M*(D*s + 8)",
+        ),
+    ]
+
+
 def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
     """Segment and scatter ops: the same sums of edge tensors, by pointers or by an index.
 
@@ -244,7 +246,7 @@ def _on_rows(graph: RelGraph, usual: _Usual) -> list[MeasuredOp]:
     row an edge.
     """
     rows, index = graph.num_rows, graph.edge_index[0]
-    wide, narrow = ((graph.num_edges, WIDTH),), ((graph.num_edges, HEADS),)
+    wide, narrow = ((graph.num_edges, usual.width),), ((graph.num_edges, usual.heads),)
     summed = "E*D*s + N*D*s"
     found = []
     for kind in ("sum", "mean"):
@@ -298,9 +300,9 @@ def _best_items(user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
     return values, items
 
 
-def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
+def _on_nodes(graph: RelGraph, width: int) -> list[MeasuredOp]:
     """What looks at no edge; torch has something of its own for it."""
-    nodes = (graph.num_rows, WIDTH)
+    nodes = (graph.num_rows, width)
     rng = torch.tensor([20, 26], device=graph.device)
     return [
         measured(
@@ -314,7 +316,7 @@ def _on_nodes(graph: RelGraph) -> list[MeasuredOp]:
         ),
         measured(
             "topk_items",
-            ((RANKED_USERS, WIDTH), nodes),
+            ((RANKED_USERS, width), nodes),
             lambda *x: (*x, BEST_ITEMS),
             _best_items,
             f"({RANKED_USERS} + N)*D*s + {RANKED_USERS}*(2*N*a + {BEST_ITEMS}*(a + 8))",
@@ -337,10 +339,10 @@ def _bpr(user: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     return ranking + L2_WEIGHT / 2 * squares / user.shape[0]
 
 
-def _losses(graph: RelGraph) -> list[MeasuredOp]:
+def _losses(graph: RelGraph, width: int) -> list[MeasuredOp]:
     """Losses as models write them; at tau 1 the published contrast does not overflow."""
-    nodes, relation = (graph.num_rows, WIDTH), (graph.num_relations, WIDTH)
-    slots = (SLOTS, WIDTH)
+    nodes, relation = (graph.num_rows, width), (graph.num_relations, width)
+    slots = (SLOTS, width)
     permutation = torch.arange(graph.num_rows, device=graph.device).roll(graph.num_rows // 2)
     ids = torch.arange(SLOTS, device=graph.device) % graph.num_relations
     published = "published form (torch)"

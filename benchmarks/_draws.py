@@ -1,4 +1,4 @@
-"""The ops that draw and select, as `gpu_kernels` measures them: no gradients."""
+"""The ops that draw and select, as `run` measures them: no gradients."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ struct DropoutNormalizeAddBackwardParams {
   int64_t width = 0;
   Dropout dropout;
   Matrix grad_y, grad_out;     // [N, width], null for zeros
-  Matrix y;                    // [N, width]
+  Matrix y;                    // [N, width], as forward wrote it
   const void* norm = nullptr;  // [N] accumulate type
   void* grad_x = nullptr;      // [N, width]
 };

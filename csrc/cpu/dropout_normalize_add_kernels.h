@@ -7,19 +7,36 @@ constexpr int64_t kTileElements = kPhiloxSlack;  // whose random words are drawn
 
 typedef uint32_t HalfU32 __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));
 
-// v where the element's word says so, 0 elsewhere: a dropped infinity or NaN is gone.
+// v where the element's word says so, -0 elsewhere: a dropped infinity or NaN is gone.
 template <class A>
 KGREC_INLINE Vec<A> keep(Vec<A> v, const uint32_t* words, uint32_t threshold) {
   if constexpr (sizeof(A) == 4) {
     U32 word;
     std::memcpy(&word, words, sizeof(word));
-    return (word >> (32 - kUniformBits)) >= threshold ? v : Vec<A>{};
+    return (word >> (32 - kUniformBits)) >= threshold ? v : -Vec<A>{};
   } else {
     HalfU32 word;
     std::memcpy(&word, words, sizeof(word));
     const I64 wide = __builtin_convertvector(word >> (32 - kUniformBits), I64);
-    return wide >= int64_t(threshold) ? v : Vec<A>{};
+    return wide >= int64_t(threshold) ? v : -Vec<A>{};
   }
+}
+
+// Forward writes -0 where an element was dropped, and 0 for every other zero: backward sees the
+// mask in y, and need not draw it again.
+template <class A>
+using Bits = std::conditional_t<sizeof(A) == 4, I32, I64>;
+
+template <class A>
+KGREC_INLINE Bits<A> is_dropped(Vec<A> v) {
+  using Element = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+  return bit_cast<Bits<A>>(v) == std::numeric_limits<Element>::min();
+}
+
+// Adding 0 would do, but where it is fused into a product one that vanishes keeps its sign.
+template <class A>
+KGREC_INLINE Vec<A> without_sign_of_zero(Vec<A> v) {
+  return v == Vec<A>{} ? Vec<A>{} : v;
 }
 
 // v as it reads back once stored.
@@ -63,7 +80,7 @@ KGREC_INLINE void for_rows(
 template <class T, class S>
 KGREC_INLINE bool is_zero(const S& shape, const T* x) {
   using A = acc_t<T>;
-  std::conditional_t<sizeof(A) == 4, I32, I64> zero = {};
+  Bits<A> zero = {};
   zero = ~zero;
   for (int i = 0; i < shape.vectors; ++i) {
     zero &= shape.get(x, i) == Vec<A>{};
@@ -104,7 +121,8 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
         for (int i = 0; i < shape.vectors; ++i) {
           V m = shape.get(x, i);
           if (words != nullptr) {
-            m = keep<A>(m * scale, words + i * W, p.dropout.threshold);
+            const V scaled = without_sign_of_zero<A>(m * scale);
+            m = keep<A>(scaled, words + i * W, p.dropout.threshold);
           }
           message.v[i] = m;
           squares += m * m;
@@ -126,7 +144,8 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
         static_cast<A*>(p.norm)[row] = norm;
         T* y = static_cast<T*>(p.y) + row * p.width;
         for (int i = 0; i < shape.vectors; ++i) {
-          message.v[i] = rounded<T>(message.v[i] * inverse);
+          const V value = without_sign_of_zero<A>(rounded<T>(message.v[i] * inverse));
+          message.v[i] = is_dropped<A>(message.v[i]) ? message.v[i] : value;
           shape.put(y, i, message.v[i]);
         }
         if (p.residual.data != nullptr) {
@@ -151,40 +170,37 @@ void backward_rows(
   const auto empty = [&](int64_t row) {
     std::fill_n(static_cast<T*>(p.grad_x) + row * p.width, p.width, T{});
   };
-  for_rows(
-      p.dropout, p.width, begin, end, is_empty, empty, [&](int64_t row, const uint32_t* words) {
-        const T* grad_y = static_cast<const T*>(p.grad_y.data);
-        const T* grad_out = static_cast<const T*>(p.grad_out.data);
-        grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
-        grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
-        const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
-        T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
-        const A norm = static_cast<const A*>(p.norm)[row];
-        V* memory = scratch.memory;
-        typename S::Row grad(shape, memory);
-        V products{};
-        for (int i = 0; i < shape.vectors; ++i) {
-          V g{};
-          if (grad_y != nullptr) {
-            g += shape.get(grad_y, i);
-          }
-          if (grad_out != nullptr) {
-            g += shape.get(grad_out, i);
-          }
-          grad.v[i] = g;
-          products += g * shape.get(y, i);
-        }
-        // Below eps the norm was replaced by a constant.
-        const V along = splat(norm == A(kNormEps) ? A(0) : hsum<A>(products));
-        const V scale = splat(A(p.dropout.scale) / norm);
-        for (int i = 0; i < shape.vectors; ++i) {
-          V g = (grad.v[i] - shape.get(y, i) * along) * scale;
-          if (words != nullptr) {
-            g = keep<A>(g, words + i * W, p.dropout.threshold);
-          }
-          shape.put(grad_x, i, g);
-        }
-      });
+  for_rows(Dropout{}, p.width, begin, end, is_empty, empty, [&](int64_t row, const uint32_t*) {
+    const T* grad_y = static_cast<const T*>(p.grad_y.data);
+    const T* grad_out = static_cast<const T*>(p.grad_out.data);
+    grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
+    grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
+    const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
+    T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
+    const A norm = static_cast<const A*>(p.norm)[row];
+    V* memory = scratch.memory;
+    typename S::Row grad(shape, memory);
+    V products{};
+    for (int i = 0; i < shape.vectors; ++i) {
+      V g{};
+      if (grad_y != nullptr) {
+        g += shape.get(grad_y, i);
+      }
+      if (grad_out != nullptr) {
+        g += shape.get(grad_out, i);
+      }
+      grad.v[i] = g;
+      products += g * shape.get(y, i);
+    }
+    // Below eps the norm was replaced by a constant.
+    const V along = splat(norm == A(kNormEps) ? A(0) : hsum<A>(products));
+    const V scale = splat(A(p.dropout.scale) / norm);
+    for (int i = 0; i < shape.vectors; ++i) {
+      const V value = shape.get(y, i);
+      const V g = (grad.v[i] - value * along) * scale;
+      shape.put(grad_x, i, p.dropout.active && is_dropped<A>(value) ? V{} : g);
+    }
+  });
 }
 
 // f(shape) with the number of vectors in a row known when compiled, for the usual widths.

@@ -267,8 +267,9 @@ def record(rows: Iterable[Row], **extra: Any) -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "versions": versions,
-        "kgrec_fast": describe(),
-        "command": " ".join(sys.argv),
+        # No path of this machine says anything to a reader of another.
+        "kgrec_fast": {k: v.replace(f"{ROOT}/", "") for k, v in describe().items()},
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "rows": [asdict(row) for row in rows],
         **extra,
     }

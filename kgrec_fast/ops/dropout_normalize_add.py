@@ -101,8 +101,8 @@ def dropout_normalize_add(
     The draws compare 24 random bits, so that p is met to 2**-24. Half types compute in float32,
     which holds 1e-12, and round y before it is added. Unlike `torch.nn.functional.normalize`,
     whose gradient at a row of zeros is 1e12 times the incoming one (NaN in float16), a row that is
-    exactly zero after dropout gets a zero gradient. Backward draws the mask anew and keeps y and
-    one number a row. O(N * D).
+    exactly zero after dropout gets a zero gradient. Backward keeps y and one number a row; on CUDA
+    it draws the mask anew, on the CPU it reads it off y, where -0 was dropped. O(N * D).
 
     Args:
         x: [N, D], floating point.

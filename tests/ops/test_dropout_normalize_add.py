@@ -171,6 +171,29 @@ def test_gradients(backend: str, shape: tuple[int, int], p: float) -> None:  # n
         )
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("zero", [0.0, -0.0, 1e-30, -1e-30])
+def test_what_is_zero_but_kept_has_a_gradient(
+    backend: str,  # noqa: F811
+    dtype: torch.dtype,
+    zero: float,
+) -> None:
+    """Whatever its sign, and where it vanishes beside the rest of its row."""
+    p, shape = 0.4, (6, 16)
+    values = torch.ones(shape, dtype=dtype)
+    values[:, ::2] = zero
+    x = values.requires_grad_()
+    y, _ = ops.dropout_normalize_add(x, None, p, rng(), 2)
+    y[:, ::2].sum().backward()
+    keep = torch.from_numpy(kept(shape, p, 2))
+    norm = (keep[:, 1::2].sum(1, keepdim=True)).double().sqrt() / (1 - p)
+    wanted = torch.zeros(shape, dtype=torch.float64)
+    wanted[:, ::2] = keep[:, ::2] / norm / (1 - p)
+    assert bool((keep[:, ::2].any(1) & keep[:, 1::2].any(1)).all())
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.double(), wanted, rtol=1e-2, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gradients_of_shorter_types(backend: str, dtype: torch.dtype) -> None:  # noqa: F811
     shape, p = (12, 64), 0.25

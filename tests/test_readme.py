@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from kgrec_fast import cli
 from kgrec_fast.data import planted_rationales
 from kgrec_fast.training import load_config
 
@@ -51,7 +54,7 @@ def write_atomic_files(folder: Path) -> None:
     pairs = torch.cat([data.train, data.valid, data.test], dim=1).t().tolist()
     triples = zip(data.edge_index.t().tolist(), data.edge_type.tolist(), strict=True)
     content = {
-        "inter": [("user_id:token", "item_id:token"), *((f"u{u}", f"i{i}") for u, i in pairs)],
+        "inter": [("user_id:token", "item_id:token"), *((f"{u + 160}", f"i{i}") for u, i in pairs)],
         "link": [
             ("item_id:token", "entity_id:token"),
             *((f"i{i}", f"e{i}") for i in range(data.n_items)),
@@ -88,6 +91,22 @@ def test_python_examples_run(
     # What an example says that it prints.
     for said in re.findall(r"print\(error\)  # (.*)", path.read_text(encoding="utf-8")):
         assert said in printed
+
+
+@pytest.mark.filterwarnings("ignore:mae_msize is:UserWarning")
+def test_the_first_commands_of_the_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a small stand-in for ml-100k; those of the paper's code are run by their own tests."""
+    monkeypatch.chdir(tmp_path)
+    write_atomic_files(tmp_path / "dataset" / "ml-100k")
+    printed = [text for _, text in blocks(ROOT / "README.md", "") if text.startswith("kgrec-fast")]
+    for line in printed[0].splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "kgrec-fast"
+        result = CliRunner().invoke(cli.main, arguments)
+        assert result.exit_code == 0, f"{line}\n{result.output}{result.exception!r}"
+    assert "user 196" in result.output
 
 
 def test_these_documents_have_examples() -> None:

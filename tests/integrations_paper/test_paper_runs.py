@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,23 @@ def checkpoint(lines: Lines, tmp_path: Path) -> tuple[Path, PlainModel]:
         plain.all_embed.mul_(3)
     torch.save(plain.state_dict(), tmp_path / "paper.ckpt")
     return tmp_path / "paper.ckpt", plain
+
+
+def test_the_commands_of_the_readme_run(
+    lines: Lines,
+    checkpoint: tuple[Path, PlainModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines.write(tmp_path / "path" / "to" / "last-fm")
+    (tmp_path / "weights").mkdir()
+    checkpoint[0].rename(tmp_path / "weights" / "last-fm.ckpt")
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^kgrec-fast (.*--preset.*)$", readme, re.MULTILINE)
+    assert len(found) == 2
+    for line in found:
+        assert "run folder: " in succeed(*line.split())
 
 
 def test_an_imported_checkpoint_gives_the_metrics_of_the_paper_s_code(

@@ -164,20 +164,19 @@ void backward_rows(
     const DropoutNormalizeAddBackwardParams& p, const S& shape, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   using V = Vec<A>;
-  constexpr int W = Simd<A>::W;
   Scratch<S> scratch(shape, 1);
-  const auto is_empty = [&](int64_t row) { return static_cast<const A*>(p.norm)[row] == 0; };
-  const auto empty = [&](int64_t row) {
-    std::fill_n(static_cast<T*>(p.grad_x) + row * p.width, p.width, T{});
-  };
-  for_rows(Dropout{}, p.width, begin, end, is_empty, empty, [&](int64_t row, const uint32_t*) {
+  for (int64_t row = begin; row < end; ++row) {
+    const A norm = static_cast<const A*>(p.norm)[row];
+    T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
+    if (norm == 0) {
+      std::fill_n(grad_x, p.width, T{});
+      continue;
+    }
     const T* grad_y = static_cast<const T*>(p.grad_y.data);
     const T* grad_out = static_cast<const T*>(p.grad_out.data);
     grad_y = grad_y == nullptr ? nullptr : grad_y + row * p.grad_y.stride;
     grad_out = grad_out == nullptr ? nullptr : grad_out + row * p.grad_out.stride;
     const T* y = static_cast<const T*>(p.y.data) + row * p.y.stride;
-    T* grad_x = static_cast<T*>(p.grad_x) + row * p.width;
-    const A norm = static_cast<const A*>(p.norm)[row];
     V* memory = scratch.memory;
     typename S::Row grad(shape, memory);
     V products{};
@@ -200,24 +199,6 @@ void backward_rows(
       const V g = (grad.v[i] - value * along) * scale;
       shape.put(grad_x, i, p.dropout.active && is_dropped<A>(value) ? V{} : g);
     }
-  });
-}
-
-// f(shape) with the number of vectors in a row known when compiled, for the usual widths.
-template <class T, class F>
-KGREC_INLINE void for_width(int64_t width, F&& f) {
-  constexpr int W = Simd<acc_t<T>>::W;
-  switch (width % W == 0 ? width / W : 0) {
-    case 2:
-      return f(FixedShape<T, 1, 2>(width, 1));
-    case 4:
-      return f(FixedShape<T, 1, 4>(width, 1));
-    case 8:
-      return f(FixedShape<T, 1, 8>(width, 1));
-    case 16:
-      return f(FixedShape<T, 1, 16>(width, 1));
-    default:
-      return f(AnyShape<T>(width, 1));
   }
 }
 
@@ -226,7 +207,7 @@ KGREC_INLINE void for_width(int64_t width, F&& f) {
 void dropout_normalize_add_rows(const DropoutNormalizeAddParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    for_width<T>(p.width, [&](const auto& shape) { forward_rows<T>(p, shape, begin, end); });
+    with_row_shape<T>(p.width, [&](const auto& shape) { forward_rows<T>(p, shape, begin, end); });
   });
 }
 
@@ -234,6 +215,6 @@ void dropout_normalize_add_backward_rows(
     const DropoutNormalizeAddBackwardParams& p, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) {
     using T = decltype(t);
-    for_width<T>(p.width, [&](const auto& shape) { backward_rows<T>(p, shape, begin, end); });
+    with_row_shape<T>(p.width, [&](const auto& shape) { backward_rows<T>(p, shape, begin, end); });
   });
 }

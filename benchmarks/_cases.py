@@ -16,6 +16,7 @@ from benchmarks._graphs import ALIBABA, GRAPHS
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 DIRECTIONS = (FORWARD, BACKWARD, BOTH)
+OURS = "ours"  # the side that is no peer
 BASE_AXIS = "op"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import baselines
-from benchmarks._cases import BACKWARD, BOTH, FORWARD, Case, as_json
+from benchmarks._cases import BACKWARD, BOTH, FORWARD, OURS, Case, as_json
 from benchmarks._device import Device
 from benchmarks._graphs import build, load
 from benchmarks._harness import MismatchError, Row, Timing
@@ -30,7 +30,6 @@ from benchmarks._traffic import floor_seconds, least_bytes, names_of
 from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.reference import EdgeFunctions
 
-OURS = "ours"
 # The float64 reference of attention takes some 10 kB an edge at D = 64.
 MAX_ORACLE_ELEMENTS = 600_000 * 64
 

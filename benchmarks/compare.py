@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _results
+from benchmarks._cases import OURS
 from benchmarks._harness import table
 
-OURS = "ours"
 THRESHOLD = 1.1
 COLUMNS = ("op", "case", "direction", "side", "what", "before", "after", "ratio", "")
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks import baselines
+from benchmarks._cases import BOTH, FORWARD
 from benchmarks._graphs import ALIBABA, build, load
 from benchmarks._harness import Row, Timing, finish, interleave, parser, start
 from benchmarks._ops import WIDTH, measured_ops
 from benchmarks._sides import Side, check, check_peer, operands
 from benchmarks._step_floor import Gathers, product
 
-FORWARD, BOTH = "forward", "forward+backward"
 TARGETS = {FORWARD: "within 2 times its floor", BOTH: "25 times faster than the baseline"}
 ATTENTION = "projected_attention"
 

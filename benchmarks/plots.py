@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import _report, _results
-from benchmarks._cases import BOTH
+from benchmarks._cases import BOTH, OURS
 from benchmarks._measured_op import SCATTERED
 from benchmarks._ops import PLAIN
 from benchmarks.train_step import WHOLE
@@ -81,6 +81,11 @@ def _varied(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:
     return {op: found for op, found in by_op.items() if len(found) > 1}
 
 
+def _both_sides(row: Row) -> tuple[tuple[str, str, str], ...]:
+    """What a side's columns begin with, its colour and its name; ours is drawn over the other."""
+    return ("baseline_", THEIRS_COLOR, row["baseline"]), ("", OURS_COLOR, OURS)
+
+
 def speedup_by_shape(rows: Sequence[Row]) -> Figure | None:
     """Bars: how many times faster, by graph and op."""
     by_op = _varied(rows, "graph")
@@ -110,10 +115,7 @@ def time_by_size(rows: Sequence[Row]) -> Figure | None:
     """Lines: milliseconds by edges, both sides and the floor."""
 
     def lines(axes: Axes, found: Sequence[Row], edges: list[int]) -> None:
-        for side, color, label in (
-            ("baseline_", THEIRS_COLOR, found[0]["baseline"]),
-            ("", OURS_COLOR, "ours"),
-        ):
+        for side, color, label in _both_sides(found[0]):
             middle, low, high = (
                 [1e3 * row[f"{side}seconds{q}"] for row in found] for q in ("", "_q20", "_q80")
             )
@@ -130,10 +132,7 @@ def memory_by_size(rows: Sequence[Row]) -> Figure | None:
     """Lines: peak of memory by edges, both sides."""
 
     def lines(axes: Axes, found: Sequence[Row], edges: list[int]) -> None:
-        for side, color, label in (
-            ("baseline_", THEIRS_COLOR, found[0]["baseline"]),
-            ("", OURS_COLOR, "ours"),
-        ):
+        for side, color, label in _both_sides(found[0]):
             peaks = [(row[f"{side}memory_bytes"] or 0) / 1e6 for row in found]
             # A page is the least that is told: what takes less stands there.
             axes.plot(edges, [max(peak, 4e-3) for peak in peaks], "o-", color=color, label=label)

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks import _card, _report, _results, baselines, plots, train_step
-from benchmarks._cases import AXES, BASE_AXIS, Case, cases, chosen_ops
+from benchmarks._cases import AXES, BASE_AXIS, OURS, Case, cases, chosen_ops
 from benchmarks._device import Device
 from benchmarks._graphs import ALIBABA, build, load
 from benchmarks._harness import Row, parser, record, start, table
-from benchmarks._kernels import OURS, Kernels, peaks_of_cases
+from benchmarks._kernels import Kernels, peaks_of_cases
 from benchmarks._ops import measured_ops
 from benchmarks._peers import COMPILED
 from benchmarks._traffic import LEGEND
@@ -154,9 +154,8 @@ def why_not(device: torch.device) -> tuple[str, int] | None:
     """Why nothing can be measured on a device, with an exit code; None where it can."""
     if device.type == "cuda" and (reason := _card.why_no_gpu()):
         return reason, _card.NO_GPU
-    if not _library.is_native(device):
-        library = _library.CUDA if device.type == "cuda" else _library.CPU
-        return f"ops would run as references on {device}: {library.error or 'not complete'}", 1
+    if reason := _library.why_not_native(device):
+        return f"ops would run as references on {device}: {reason}", 1
     return None
 
 

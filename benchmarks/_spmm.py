@@ -17,7 +17,9 @@ from torch import Tensor
 
 from kgrec_fast.graph import RelGraph
 
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+with warnings.catch_warnings():  # at the first CSR matrix of a process torch says that it is beta
+    warnings.simplefilter("ignore")
+    torch.empty(0, 0, layout=torch.sparse_csr)
 
 
 class Order(NamedTuple):

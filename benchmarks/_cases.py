@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks._graphs import ALIBABA, GRAPHS
@@ -22,7 +22,10 @@ BASE_AXIS = "op"
 
 @dataclass(frozen=True)
 class Case:
-    """An op under given circumstances; `threads` of the CPU."""
+    """An op under given circumstances; `threads` of the CPU.
+
+    Cases are equal whose circumstances are, whatever is measured of them.
+    """
 
     op: str
     graph: str = ALIBABA
@@ -30,8 +33,8 @@ class Case:
     heads: int = 2
     dtype: str = "float32"
     threads: int = 2
-    directions: tuple[str, ...] = DIRECTIONS
-    thorough: bool = True  # against the reference and torch.compile too
+    directions: tuple[str, ...] = field(default=DIRECTIONS, compare=False)
+    thorough: bool = field(default=True, compare=False)  # against the reference and torch.compile too
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Case:
@@ -95,17 +98,10 @@ def cases(
         threads: At the base.
         quick: The first value of each axis alone.
     """
-    found: dict[tuple, Case] = {}
     wanted = set(axes) or {BASE_AXIS, *AXES}
-    for case in _all(ops, wanted, device, threads, quick):
-        found.setdefault(settings(case), case)
-    graphs = list(dict.fromkeys(case.graph for case in found.values()))
-    return sorted(found.values(), key=lambda case: graphs.index(case.graph))
-
-
-def settings(case: Case) -> tuple:
-    """All that tells a case from others, whatever is measured of it."""
-    return tuple(getattr(case, f.name) for f in fields(case))[:-2]
+    found = dict.fromkeys(_all(ops, wanted, device, threads, quick))  # keeps the first of equals
+    graphs = list(dict.fromkeys(case.graph for case in found))
+    return sorted(found, key=lambda case: graphs.index(case.graph))
 
 
 def _all(

@@ -34,7 +34,8 @@ class Case:
     dtype: str = "float32"
     threads: int = 2
     directions: tuple[str, ...] = field(default=DIRECTIONS, compare=False)
-    thorough: bool = field(default=True, compare=False)  # against the reference and torch.compile too
+    # Against the reference and torch.compile too.
+    thorough: bool = field(default=True, compare=False)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Case:

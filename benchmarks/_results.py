@@ -67,8 +67,9 @@ def added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**new, "rows": [*rows, *new["rows"]]}
     for name in ("graphs", "failures", "copy_bytes_per_second"):
         merged[name] = {**before.get(name, {}), **new.get(name, {})}
-    for row in new["rows"]:  # what failed before and was measured now
-        merged["failures"].pop(str(case_of(row)), None)
+    for row in new["rows"]:  # what failed before and was measured now: a case, or a training step
+        for what in (str(case_of(row)), f"{row['op']}, {row['graph']}"):
+            merged["failures"].pop(what, None)
     return merged
 
 

@@ -15,6 +15,7 @@ import torch
 from benchmarks import _cases, _kernels, _report, _results, plots, run
 from benchmarks._cases import BOTH, FORWARD, Case
 from benchmarks._graphs import build, load
+from benchmarks._harness import Row, Timing
 from benchmarks._ops import PLAIN, measured_ops
 from benchmarks._peers import COMPILED, REFERENCE, SPARSE
 from benchmarks._traffic import floor_seconds
@@ -214,6 +215,32 @@ def test_the_compiled_reference_is_called_as_compiled(monkeypatch: pytest.Monkey
     for _ in range(2):
         torch.testing.assert_close(peer.call(*leaves), op.reference(*leaves))
     assert made == [{"dynamic": False}]
+
+
+def test_a_step_that_fails_is_recorded_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = Timing(1.0, 1.0, 1.0, 1)
+    fails = ["large"]
+
+    def measure(name: str, baseline: Any, options: Any) -> Row:
+        if name in fails:
+            raise RuntimeError("too little memory")
+        assert (options.device, options.threads, options.no_memory) == ("cpu", 1, True)
+        return Row.of(timing, timing, op="train_step", graph=name, direction="step")
+
+    monkeypatch.setattr(run.train_step, "measure", measure)
+    path = tmp_path / "step.json"
+    given = ["--suite", "step", "--threads", "1", "--no-memory", "--json", str(path)]
+    assert run.main([*given, "--data", "large", "small"]) == 1
+    content = _results.read(path)
+    assert content["failures"] == {"train_step, large": "too little memory"}
+    assert [row["graph"] for row in content["rows"]] == ["small"]
+    fails.clear()
+    assert run.main([*given, "--data", "large", "--update"]) == 0
+    content = _results.read(path)
+    assert content["failures"] == {}
+    assert [row["graph"] for row in content["rows"]] == ["small", "large"]
 
 
 # -- tables and pictures --------------------------------------------------------------------------

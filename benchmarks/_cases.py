@@ -50,7 +50,7 @@ class Case:
 
 
 # The field of a case that an axis changes, and to what. Sizes span three orders of magnitude.
-AXES: dict[str, tuple[str, tuple]] = {
+AXES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "graph": ("graph", GRAPHS),
     "edges": ("graph", tuple(f"{ALIBABA}:{share}" for share in ("0.001", "0.01", "0.1"))),
     "width": ("width", (32, 64, 128, 256)),

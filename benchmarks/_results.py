@@ -14,12 +14,12 @@ from benchmarks._cases import Case
 SETTINGS = ("op", "graph", "device", "dtype", "direction", "width", "heads", "threads")
 
 
-def settings(row: Mapping[str, Any]) -> tuple:
+def settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """All that tells a row's case from others, but for the baseline."""
     return tuple(row.get(name) for name in SETTINGS)
 
 
-def key(row: Mapping[str, Any]) -> tuple:
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return *settings(row), row.get("baseline")
 
 
@@ -79,6 +79,6 @@ def case_of(row: Mapping[str, Any]) -> Case:
     return Case(*given)
 
 
-def _machine(content: Mapping[str, Any]) -> tuple:
+def _machine(content: Mapping[str, Any]) -> tuple[Any, ...]:
     facts = content.get("machine", {})
     return facts.get("cpu"), facts.get("cores")

@@ -41,7 +41,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, order: Order, other: Order) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.orders = order, other
-        return torch.sparse.mm(order.matrix(values), x)
+        product: Tensor = torch.sparse.mm(order.matrix(values), x)
+        return product
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

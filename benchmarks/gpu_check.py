@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, too
 
 from benchmarks import _card
@@ -255,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "card": card,
-        "torch": _card.torch.__version__,
+        "torch": torch.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

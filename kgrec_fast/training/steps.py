@@ -41,7 +41,7 @@ class PlainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)  # first: a step then holds one set of gradients
         if self._counts:
-            loss = self.model.training_step(batch, self.rng)
+            loss: Tensor = self.model.training_step(batch, self.rng)
         else:
             loss = self.model.calculate_loss(batch)
         if check is not None:

@@ -475,7 +475,7 @@ class KGRec(EdgeListSampling, nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KGRec:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         device = self.gcn.W_Q.device
         self.hops, self.interactions = self.hops.to(device), self.interactions.to(device)
         self._cache = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from benchmarks._graphs import ALIBABA, GRAPHS
@@ -22,7 +22,10 @@ BASE_AXIS = "op"
 
 @dataclass(frozen=True)
 class Case:
-    """An op under given circumstances; `threads` of the CPU."""
+    """An op under given circumstances; `threads` of the CPU.
+
+    Cases are equal whose circumstances are, whatever is measured of them.
+    """
 
     op: str
     graph: str = ALIBABA
@@ -30,8 +33,9 @@ class Case:
     heads: int = 2
     dtype: str = "float32"
     threads: int = 2
-    directions: tuple[str, ...] = DIRECTIONS
-    thorough: bool = True  # against the reference and torch.compile too
+    directions: tuple[str, ...] = field(default=DIRECTIONS, compare=False)
+    # Against the reference and torch.compile too.
+    thorough: bool = field(default=True, compare=False)
 
     @classmethod
     def of(cls, content: dict[str, Any]) -> Case:
@@ -46,7 +50,7 @@ class Case:
 
 
 # The field of a case that an axis changes, and to what. Sizes span three orders of magnitude.
-AXES: dict[str, tuple[str, tuple]] = {
+AXES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "graph": ("graph", GRAPHS),
     "edges": ("graph", tuple(f"{ALIBABA}:{share}" for share in ("0.001", "0.01", "0.1"))),
     "width": ("width", (32, 64, 128, 256)),
@@ -95,17 +99,10 @@ def cases(
         threads: At the base.
         quick: The first value of each axis alone.
     """
-    found: dict[tuple, Case] = {}
     wanted = set(axes) or {BASE_AXIS, *AXES}
-    for case in _all(ops, wanted, device, threads, quick):
-        found.setdefault(settings(case), case)
-    graphs = list(dict.fromkeys(case.graph for case in found.values()))
-    return sorted(found.values(), key=lambda case: graphs.index(case.graph))
-
-
-def settings(case: Case) -> tuple:
-    """All that tells a case from others, whatever is measured of it."""
-    return tuple(getattr(case, f.name) for f in fields(case))[:-2]
+    found = dict.fromkeys(_all(ops, wanted, device, threads, quick))  # keeps the first of equals
+    graphs = list(dict.fromkeys(case.graph for case in found))
+    return sorted(found, key=lambda case: graphs.index(case.graph))
 
 
 def _all(

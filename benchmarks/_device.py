@@ -10,9 +10,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from benchmarks import _card
 from benchmarks._harness import Timing, interleave
+from kgrec_fast import _library
 
 BUFFER_BYTES = 1 << 30
+
+
+def why_not(device: torch.device) -> tuple[str, int] | None:
+    """Why nothing can be measured on a device, with an exit code; None where it can."""
+    if device.type == "cuda" and (reason := _card.why_no_gpu()):
+        return reason, _card.NO_GPU
+    if reason := _library.why_not_native(device):
+        return f"ops would run as references on {device}: {reason}", 1
+    return None
 
 
 @dataclass
@@ -28,6 +39,11 @@ class Device:
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """As rows have it: "cpu", or the card."""
+        return torch.cuda.get_device_name() if self.is_cuda else "cpu"
 
     def synchronize(self) -> None:
         if self.is_cuda:

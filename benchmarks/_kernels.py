@@ -51,7 +51,7 @@ class Kernels:
     graphs: dict[str, dict[str, Any]] = field(default_factory=dict)
     bandwidths: dict[int, float] = field(default_factory=dict)
     _kept: tuple[str, RelGraph] | None = None
-    _ops: tuple[tuple, dict[str, MeasuredOp]] | None = None
+    _ops: tuple[tuple[str, int, int], dict[str, MeasuredOp]] | None = None
 
     def __post_init__(self) -> None:
         self.functions: EdgeFunctions | None = None
@@ -219,7 +219,8 @@ def peaks_of_cases(
     """
     wanted = [[*names] for names in peers]
     argument = json.dumps({"cases": as_json(some), "peers": wanted, "quick": quick})
-    return json.loads(output_of_fresh_process("benchmarks._kernels", argument))
+    found: list[Peaks] = json.loads(output_of_fresh_process("benchmarks._kernels", argument))
+    return found
 
 
 def _peaks(content: dict[str, Any]) -> Iterator[Peaks]:

@@ -40,7 +40,7 @@ class MeasuredOp:
 def measured(
     name: str,
     leaves: Shapes,
-    arguments: Callable[..., tuple],
+    arguments: Callable[..., tuple[Any, ...]],
     usual: Call,
     forward: str,
     backward: str | None = None,

@@ -67,7 +67,9 @@ class _Usual:
         message = (value[self.tail] * rel).view(self.head_shape) * weight.unsqueeze(-1)
         return self.sum(message.view(-1, self.width))
 
-    def attention_and_mean(self, x: Tensor, weight: Tensor, relation: Tensor) -> tuple:
+    def attention_and_mean(
+        self, x: Tensor, weight: Tensor, relation: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return self.projected_attention(x, weight, relation), self.relation_mean(x, relation)
 
     def rationale_scores(self, query: Tensor, relation: Tensor) -> tuple[Tensor, Tensor]:

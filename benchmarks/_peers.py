@@ -105,7 +105,8 @@ def _dgl_attention(graph: RelGraph, heads: int, package: str) -> Call:
         width = query.shape[1] // heads
         query, value = (x.view(-1, heads, width) for x in (query, value))
         score = ops.u_dot_v(edges, query, query) * width**-0.5
-        return ops.u_mul_e_sum(edges, value, ops.edge_softmax(edges, score)).flatten(1)
+        out: Tensor = ops.u_mul_e_sum(edges, value, ops.edge_softmax(edges, score))
+        return out.flatten(1)
 
     return attention
 
@@ -141,7 +142,8 @@ def _turbo_gnn_attention(graph: RelGraph, heads: int, package: str) -> Call:
     def attention(query: Tensor, value: Tensor) -> Tensor:
         width = query.shape[1] // heads
         q, v = (x.view(-1, heads, width) for x in (query, value))
-        return library.graph_transformer_aggr(adjacency, query, q, q, v, scale=width**-0.5)
+        out: Tensor = library.graph_transformer_aggr(adjacency, query, q, q, v, scale=width**-0.5)
+        return out
 
     return attention
 

@@ -14,12 +14,12 @@ from benchmarks._cases import Case
 SETTINGS = ("op", "graph", "device", "dtype", "direction", "width", "heads", "threads")
 
 
-def settings(row: Mapping[str, Any]) -> tuple:
+def settings(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """All that tells a row's case from others, but for the baseline."""
     return tuple(row.get(name) for name in SETTINGS)
 
 
-def key(row: Mapping[str, Any]) -> tuple:
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return *settings(row), row.get("baseline")
 
 
@@ -67,8 +67,9 @@ def added(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**new, "rows": [*rows, *new["rows"]]}
     for name in ("graphs", "failures", "copy_bytes_per_second"):
         merged[name] = {**before.get(name, {}), **new.get(name, {})}
-    for row in new["rows"]:  # what failed before and was measured now
-        merged["failures"].pop(str(case_of(row)), None)
+    for row in new["rows"]:  # what failed before and was measured now: a case, or a training step
+        for what in (str(case_of(row)), f"{row['op']}, {row['graph']}"):
+            merged["failures"].pop(what, None)
     return merged
 
 
@@ -78,6 +79,6 @@ def case_of(row: Mapping[str, Any]) -> Case:
     return Case(*given)
 
 
-def _machine(content: Mapping[str, Any]) -> tuple:
+def _machine(content: Mapping[str, Any]) -> tuple[Any, ...]:
     facts = content.get("machine", {})
     return facts.get("cpu"), facts.get("cores")

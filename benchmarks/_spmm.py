@@ -17,7 +17,9 @@ from torch import Tensor
 
 from kgrec_fast.graph import RelGraph
 
-warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta state")
+with warnings.catch_warnings():  # at the first CSR matrix of a process torch says that it is beta
+    warnings.simplefilter("ignore")
+    torch.empty(0, 0, layout=torch.sparse_csr)
 
 
 class Order(NamedTuple):
@@ -39,7 +41,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, values: Tensor, order: Order, other: Order) -> Tensor:
         ctx.save_for_backward(x, values)
         ctx.orders = order, other
-        return torch.sparse.mm(order.matrix(values), x)
+        product: Tensor = torch.sparse.mm(order.matrix(values), x)
+        return product
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -38,7 +38,7 @@ class Measured:
 class Change:
     """A figure of a side of a case that changed; above 1 the ratio is the better."""
 
-    settings: tuple
+    settings: tuple[Any, ...]
     side: str
     what: str
     before: float
@@ -49,7 +49,8 @@ class Change:
         return self.before / self.after if self.after else float("inf")
 
 
-Sides = dict[tuple[tuple, str], Measured]
+Key = tuple[tuple[Any, ...], str]  # settings and name
+Sides = dict[Key, Measured]
 
 
 def sides(content: Mapping[str, Any]) -> Sides:
@@ -83,9 +84,7 @@ def changes(before: Sides, after: Sides, threshold: float = THRESHOLD) -> list[C
     return sorted(found, key=lambda c: (-max(c.ratio, 1 / max(c.ratio, 1e-30)), str(c.settings)))
 
 
-def _changes(
-    key: tuple[tuple, str], old: Measured, new: Measured, threshold: float
-) -> Iterator[Change]:
+def _changes(key: Key, old: Measured, new: Measured, threshold: float) -> Iterator[Change]:
     apart = new.q20 > old.q80 or new.q80 < old.q20
     if apart and _differs(old.seconds, new.seconds, threshold):
         yield Change(*key, "time", old.seconds, new.seconds)

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # as a script, too
 
 from benchmarks import _card
@@ -43,6 +45,7 @@ KERNELS = shlex.split(
     "--suite kernels --device cuda --axes op --budget 0.3 "
     "--without reference 'torch.compile(reference)'"
 )
+TRAINING_STEP = shlex.split("--suite step --device cuda --budget 0.5 --data alibaba-fashion")
 
 Reader = Callable[[], Mapping[str, Any]]
 
@@ -98,15 +101,18 @@ def steps(folder: Path) -> list[Step]:
         uncached = {**here, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         return Step(name, command, 0.08, uncached, lambda: outcomes(folder / f"{name}.xml"))
 
-    measured = folder / "kernels.json"
-    kernels = [python, "-m", "benchmarks.run", *KERNELS, "--json", str(measured)]
+    def benchmark(name: str, options: Sequence[str], share: float) -> Step:
+        path = folder / f"{name}.json"
+        command = [python, "-m", "benchmarks.run", *options, "--json", str(path)]
+        return Step(name, command, share, here, lambda: measurements(path))
+
     return [
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], 0.42, build),
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 0.40, build),
         Step("info", [python, "-m", "kgrec_fast.info"], 0.03, here),
         Step(
             "tests",
             pytest("tests", f"not ({ON_DEVICE})"),
-            0.17,
+            0.15,
             here,
             lambda: outcomes(folder / "tests.xml"),
         ),
@@ -117,7 +123,8 @@ def steps(folder: Path) -> list[Step]:
             here,
             lambda: outcomes(folder / "streams.xml", every=True),
         ),
-        Step("kernels", kernels, 0.15, here, lambda: measurements(measured)),
+        benchmark("kernels", KERNELS, 0.13),
+        benchmark("training step", TRAINING_STEP, 0.06),
         sanitizer("memcheck"),
         sanitizer("racecheck"),
     ]
@@ -150,7 +157,7 @@ def measurements(path: Path) -> dict[str, Any]:
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
     wanted = ("versions", "kgrec_fast", "copy_bytes_per_second", "graphs", "legend", "notes")
-    return {name: content[name] for name in (*wanted, "failures", "rows")}
+    return {name: content[name] for name in (*wanted, "failures", "rows") if name in content}
 
 
 # -- running them ---------------------------------------------------------------------------------
@@ -250,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "card": card,
-        "torch": _card.torch.__version__,
+        "torch": torch.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(sys.argv),

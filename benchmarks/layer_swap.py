@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks import _step_data, baselines, train_step
 from benchmarks._harness import Row, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
+from benchmarks._step_parts import IN_A_ROW, Parts, breakdown
 from kgrec_fast import accelerate
 from kgrec_fast.data import KGDataset
 from kgrec_fast.graph import InteractionGraph, RelGraph
@@ -76,7 +77,7 @@ def check(
 
 def sorting(model: ReferenceKGRec, batches: Sequence[dict[str, Tensor]], steps: int) -> float:
     """Median seconds of a step that go into graphs of edge lists which the model drew."""
-    parts, step = train_step.Parts(), train_step.make_step(model, batches)
+    parts, step = Parts(), train_step.make_step(model, batches)
     watched: list[tuple[Any, str, str]] = [
         (graph, method, SORTING)
         for graph in (RelGraph, InteractionGraph)
@@ -115,22 +116,23 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
     print(f"  {check(data, baseline, batches[0], **hyper)}")
 
     models = make_pair(data, baseline, **hyper)[:2]
+    made = [train_step.make_step(model, batches) for model in models]
     ours, theirs = interleave(
-        [train_step.make_step(model, batches) for model in models],
+        made,
         rounds=3 if quick else options.rounds,
         budget=options.budget,
         warmup=2,
-        in_a_row=1 if quick else train_step.IN_A_ROW,
+        in_a_row=1 if quick else IN_A_ROW,
     )
     steps = 3 if quick or theirs.median > 1 else 10
-    parts, their_parts = (train_step.breakdown(model, batches, steps) for model in models)
+    parts, their_parts = (breakdown(*each, steps) for each in zip(models, made, strict=True))
     parts[SORTING] = sorting(models[0], batches, steps)
     rows = [
         (part, f"{seconds * 1e3:.2f}", f"{their_parts.get(part, 0.0) * 1e3:.1f}")
         for part, seconds in parts.items()
     ]
     print(table(("part", "layers swapped, ms", "as it was, ms"), rows))
-    del models
+    del models, made
     peaks: tuple[int | None, int | None] = (None, None)
     if not options.no_memory:
         size = "quick" if quick else "full"
@@ -167,7 +169,7 @@ def _arguments() -> argparse.ArgumentParser:
         "--rounds",
         type=int,
         default=10,
-        help=f"turns of each side, {train_step.IN_A_ROW} steps each",
+        help=f"turns of each side, {IN_A_ROW} steps each",
     )
     result.add_argument("--budget", type=float, default=120.0, help="seconds for each data set")
     result.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")

@@ -14,7 +14,7 @@ from benchmarks import _report, _results
 from benchmarks._cases import BOTH, OURS
 from benchmarks._measured_op import SCATTERED
 from benchmarks._ops import PLAIN
-from benchmarks.train_step import WHOLE
+from benchmarks._step_parts import WHOLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

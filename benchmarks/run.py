@@ -18,16 +18,15 @@ from typing import Any
 
 import torch
 
-from benchmarks import _card, _report, _results, baselines, plots, train_step
+from benchmarks import _report, _results, baselines, plots, train_step
 from benchmarks._cases import AXES, BASE_AXIS, OURS, Case, cases, chosen_ops
-from benchmarks._device import Device
+from benchmarks._device import Device, why_not
 from benchmarks._graphs import ALIBABA, build, load
 from benchmarks._harness import Row, parser, record, start, table
 from benchmarks._kernels import Kernels, peaks_of_cases
 from benchmarks._ops import measured_ops
 from benchmarks._peers import COMPILED
 from benchmarks._traffic import LEGEND
-from kgrec_fast import _library
 
 KERNELS, STEP, ALL = "kernels", "step", "all"
 AT_A_TIME = 8  # cases between measurements of memory
@@ -142,21 +141,16 @@ def run_steps(suite: Suite) -> None:
     """A training step on each data set."""
     options, baseline = suite.options, baselines.find_baseline()
     # Five steps in a row, three times at least: a step's budget is that of as many measurements.
-    arguments = ["--threads", str(options.threads), "--budget", str(options.budget * 20)]
+    arguments = ["--device", options.device, "--threads", str(options.threads)]
+    arguments += ["--budget", str(options.budget * 20)]
     arguments += ["--quick"] * options.quick + ["--no-memory"] * options.no_memory
     step_options = train_step.arguments_parser().parse_args(arguments)
     for name in options.data[:1] if options.quick else options.data:
-        suite.rows.append(train_step.measure(name, baseline, step_options))
+        try:
+            suite.rows.append(train_step.measure(name, baseline, step_options))
+        except RuntimeError as error:  # a mismatch, too little memory, a step that is not captured
+            suite.fail(f"train_step, {name}", error)
         suite.write()
-
-
-def why_not(device: torch.device) -> tuple[str, int] | None:
-    """Why nothing can be measured on a device, with an exit code; None where it can."""
-    if device.type == "cuda" and (reason := _card.why_no_gpu()):
-        return reason, _card.NO_GPU
-    if reason := _library.why_not_native(device):
-        return f"ops would run as references on {device}: {reason}", 1
-    return None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,15 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on = Device(device, options.rounds, options.budget)
         if options.quick:
             on.rounds, on.buffer_bytes = 3, 1 << 20
-        card = torch.cuda.get_device_name() if on.is_cuda else "cpu"
-        kernels = Kernels(on, options.quick, {*options.without}, card)
+        kernels = Kernels(on, options.quick, {*options.without}, on.name)
         some = cases(ops, options.axes, device.type, options.threads, options.quick)
         run_kernels(suite, kernels, some)
     if options.suite in (STEP, ALL):
-        if device.type == "cpu":
-            run_steps(suite)
-        else:
-            print("the step suite measures on the CPU alone: python -m benchmarks.run --suite step")
+        run_steps(suite)
     finish(suite)
     return 1 if suite.failures else 0
 

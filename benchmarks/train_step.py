@@ -5,40 +5,50 @@ and gradients of both models are compared first, under the same random choices. 
 of one step, in a fresh process a side, above what is resident once Adam has its state.
 Both sides make some steps in turn; the median is that of all steps. Beside them stands what no
 implementation of these passes can leave out on the machine (`_step_floor`).
+
+With ``--device cuda`` our step is captured in a CUDA graph, as `kgrec_fast.training.Trainer` does;
+the baseline draws on the host as before. A step ends when its loss is read. Peak memory is torch's
+own count. No GPU was at hand to run this on.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import wraps
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import _step_data, _step_floor, baselines
-from benchmarks._harness import Row, check_close, finish, interleave, parser, quantile, start, table
+from benchmarks._device import Device, why_not
+from benchmarks._harness import Row, Timing, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
+from benchmarks._step_parts import IN_A_ROW, WHOLE, breakdown, kinds
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
 from kgrec_fast.training.memory import keep_freed_memory
+from kgrec_fast.training.optimizer import make_adam
+from kgrec_fast.training.steps import CapturedStep, PlainStep, why_not_captured
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2048
 MOST_BATCHES = 40
-PROFILED = 5  # turns of the profiler
-IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
+LEFT_OUT_ON_CUDA = (
+    "not on CUDA: parts, which a captured step does not have, and the floor; peaks of memory are "
+    "those of steps that are not captured, since a replay allocates next to nothing"
+)
 
 
 def make_models(
-    data: KGDataset, baseline: baselines.Baseline, **hyper: Any
+    data: KGDataset,
+    baseline: baselines.Baseline,
+    device: torch.device | str = "cpu",
+    **hyper: Any,
 ) -> tuple[KGRec, ReferenceKGRec]:
     """Ours and the reference, with equal weights."""
     sizes = (data.n_users, data.n_items, data.n_entities, data.n_relations)
@@ -56,7 +66,7 @@ def make_models(
     edges = (data.edge_index, data.edge_type, data.train)
     reference = ReferenceKGRec(*sizes, *edges, functions=baseline.functions, **hyper)
     reference.load_state_dict(model.state_dict())
-    return model, reference
+    return model.to(device), reference.to(device)
 
 
 def choice_of(model: KGRec, masks: StepMasks) -> StepChoice:
@@ -79,7 +89,8 @@ def check(
     data: KGDataset, baseline: baselines.Baseline, batch: dict[str, Tensor], **hyper: Any
 ) -> str:
     """Loss and gradients of both without message dropout, whose random numbers differ."""
-    model, reference = make_models(data, baseline, mess_dropout_rate=0.0, **hyper)
+    device = batch["user_id"].device
+    model, reference = make_models(data, baseline, device, mess_dropout_rate=0.0, **hyper)
     masks = model.draw_masks()
     losses = (
         model.calculate_loss(batch, masks),
@@ -97,165 +108,22 @@ def check(
     return f"loss {losses[0].item():.6f}; largest difference: {worst:.1e} of the largest value"
 
 
-def make_step(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Callable[[], float]:
-    """A function that makes one training step, with the next of the batches; returns the loss."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    rng, one = torch.tensor([0, 0]), torch.tensor([0, 1])
+def make_step(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], capture: bool = True
+) -> Callable[[], float]:
+    """A function that makes one training step, with the next of the batches; returns the loss, for
+    which it waits for the device. The step is captured where it can be, unless `capture` is False.
+    """
+    users = batches[0]["user_id"]
+    optimizer = make_adam(model, LEARNING_RATE, 0.0)
+    rng = torch.tensor([0, 0], device=users.device)
+    if capture and why_not_captured(model, users.device) is None:
+        step: PlainStep = CapturedStep(model, optimizer, rng, len(users))
+    else:
+        step = PlainStep(model, optimizer, rng)
     model.train()
-    made = 0
-
-    def step() -> float:
-        nonlocal made
-        batch = batches[made % len(batches)]
-        optimizer.zero_grad(set_to_none=True)
-        if isinstance(model, KGRec):
-            loss = model.training_step(batch, rng)
-        else:
-            loss = model.calculate_loss(batch)  # type: ignore[operator]
-        loss.backward()
-        optimizer.step()
-        rng.add_(one)
-        made += 1
-        return loss.item()
-
-    return step
-
-
-# -- parts -----------------------------------------------------------------------------------------
-
-BACKWARD, WHOLE = "backward of everything", "whole step"
-
-
-def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
-    """Methods of a model, and what part of a step each is."""
-    gcn = model.gcn
-    common: list[tuple[Any, str, str]] = [(model.contrast_fn, "forward", "contrast")]
-    if isinstance(model, KGRec):
-        return [
-            *common,
-            (model, "draw_masks", "draws and rationale scores"),
-            (gcn, "messages", "recommendation: attention hops, users"),
-            (gcn, "ui_messages", "user-item view"),
-            (gcn, "kg_messages", "KG view"),
-        ]
-    return [
-        *common,
-        (model, "relation_aware_edge_sampling", "draws and rationale scores"),
-        (model, "node_dropout", "draws and rationale scores"),
-        (gcn, "norm_attn_computer", "draws and rationale scores"),
-        (model, "item_scores", "draws and rationale scores"),
-        (model, "mae_edge_mask_adapt_mixed", "draws and rationale scores"),
-        (model, "adaptive_kg_drop_cl", "draws and rationale scores"),
-        (model, "adaptive_ui_drop_cl", "draws and rationale scores"),
-        (gcn, "forward", "recommendation: attention hops, users"),
-        (gcn, "forward_ui", "user-item view"),
-        (gcn, "forward_kg", "KG view"),
-    ]
-
-
-class Parts:
-    """Seconds by part of a step; each call that is watched adds to its part.
-
-    Times of backward are those of the autograd engine as a whole.
-    """
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, float]] = []
-
-    def add(self, part: str, seconds: float) -> None:
-        self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
-
-    @contextmanager
-    def watch(self, methods: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
-        """Replaces ``owner.method`` by itself with a clock, for as long as this lasts."""
-        originals = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in methods]
-        for owner, name, part in methods:
-            setattr(owner, name, self._timed(getattr(owner, name), part))
-        try:
-            yield
-        finally:
-            for owner, name, original in originals:
-                delattr(owner, name) if original is None else setattr(owner, name, original)
-
-    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        @wraps(function)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            begin = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.add(part, time.perf_counter() - begin)
-
-        return timed
-
-    def median(self) -> dict[str, float]:
-        """Of all steps but the first."""
-        steps = self.steps[1:]
-        names = dict.fromkeys(name for step in steps for name in step)
-        return {n: quantile([step.get(n, 0.0) for step in steps], 0.5) for n in names}
-
-
-def breakdown(
-    model: KGRec | ReferenceKGRec, batches: Sequence[dict[str, Tensor]], steps: int
-) -> dict[str, float]:
-    """Median seconds of the parts of a step."""
-    parts = Parts()
-    step = make_step(model, batches)
-    optimizers = (torch.optim.Adam, "step", "Adam")
-    with parts.watch([*watched(model), (Tensor, "backward", BACKWARD), optimizers]):
-        for _ in range(steps + 1):
-            parts.steps.append({})
-            begin = time.perf_counter()
-            step()
-            whole = time.perf_counter() - begin
-            listed = sum(parts.steps[-1].values())
-            parts.add("losses, projection and the rest", whole - listed)
-            parts.add(WHOLE, whole)
-    return parts.median()
-
-
-# What an operator of our step belongs to, by its name; the rest belongs to neither.
-KINDS = {
-    "graph aggregation and its epilogue": (
-        "kgrec_fast::relation_attention",
-        "kgrec_fast::relation_mean",
-        "kgrec_fast::weighted_aggregate",
-        "kgrec_fast::dropout_normalize_add",
-        "kgrec_fast::rationale_scores",
-    ),
-    "dense layers": ("aten::mm", "aten::addmm", "aten::relu", "aten::threshold", "aten::clamp_min"),
-    "optimizer": ("aten::_fused_adam", "Optimizer."),
-}
-
-
-def kinds(model: KGRec, batches: Sequence[dict[str, Tensor]]) -> tuple[dict[str, float], str]:
-    """The share of a step that operators of each of the kinds take by themselves, and of the rest;
-    and a table of all operators.
-
-    The profiler slows down what is between the operators more than these. So steps are clocked
-    without it, in turns with those that it sees, and the medians of both are what is divided.
-    """
-    step = make_step(model, batches)
-    for _ in range(2):
-        step()
-    whole: list[float] = []
-    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(PROFILED):
-        for _ in range(IN_A_ROW):
-            begin = time.perf_counter()
-            step()
-            whole.append(time.perf_counter() - begin)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for _ in range(IN_A_ROW):
-                step()
-        averages = profile.key_averages()
-        for kind, names in KINDS.items():
-            operators = (o for o in averages if o.key.startswith(names))
-            seen[kind].append(sum(o.self_cpu_time_total for o in operators) * 1e-6 / IN_A_ROW)
-    share = {k: quantile(seconds, 0.5) / quantile(whole, 0.5) for k, seconds in seen.items()}
-    share["the rest"] = 1 - sum(share.values())
-    hot = averages.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
-    return share, hot
+    following = cycle(batches)
+    return lambda: step(next(following)).item()
 
 
 # -- memory ----------------------------------------------------------------------------------------
@@ -265,7 +133,7 @@ def prepare_step(side: str, name: str, baseline: str, size: str) -> Callable[[],
     """For `peak_in_fresh_process`: a step of one side, after one that makes Adam's state."""
     torch.set_num_threads(2)
     data = _step_data.load(name, size == "quick")
-    hyper = {"mae_msize": 8} if size == "quick" else {}
+    hyper: dict[str, Any] = {"mae_msize": 8} if size == "quick" else {}
     models = make_models(data, baselines.find_baseline(baseline), **hyper)
     step = make_step(models[side == "theirs"], batches_of(data, BATCH_SIZE))
     step()
@@ -273,9 +141,25 @@ def prepare_step(side: str, name: str, baseline: str, size: str) -> Callable[[],
     return step
 
 
-def batches_of(data: KGDataset, batch_size: int) -> list[dict[str, Tensor]]:
+def peaks_on_cuda(
+    on: Device, models: Sequence[nn.Module], batches: Sequence[dict[str, Tensor]]
+) -> tuple[int | None, int | None]:
+    """Peaks of a step of both models by torch's own count, after one that makes Adam's state."""
+
+    def peak(model: nn.Module) -> int | None:
+        step = make_step(model, batches, capture=False)
+        step()
+        return on.peak(step)
+
+    ours, theirs = map(peak, models)
+    return ours, theirs
+
+
+def batches_of(
+    data: KGDataset, batch_size: int, device: torch.device | str = "cpu"
+) -> list[dict[str, Tensor]]:
     """Some batches, all of one size where there are several."""
-    batches = list(islice(PairLoader(data, batch_size), MOST_BATCHES))
+    batches = list(islice(PairLoader(data, batch_size, device=device), MOST_BATCHES))
     return batches[:-1] or batches
 
 
@@ -290,6 +174,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     names = ", ".join(baselines.BASELINES)
     result.add_argument("--baseline", default="auto", help=f"auto, {names}")
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     result.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     result.add_argument(
         "--rounds", type=int, default=10, help=f"turns of each side, {IN_A_ROW} steps each"
@@ -302,43 +187,40 @@ def arguments_parser() -> argparse.ArgumentParser:
 
 def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace) -> Row:
     """One data set: equality, time, parts, memory."""
-    quick = options.quick
+    quick, on = options.quick, Device(torch.device(options.device), options.rounds, options.budget)
     data = _step_data.load(name, quick)
     print(
         f"{data.name}: {data.n_users:,} users, {data.n_items:,} items, {data.n_entities:,} nodes, "
         f"{data.n_edges:,} triples, {data.train.shape[1]:,} training pairs"
     )
-    hyper = {"mae_msize": 8} if quick else {}
-    batches = batches_of(data, options.batch_size)
+    hyper: dict[str, Any] = {"mae_msize": 8} if quick else {}
+    batches = batches_of(data, options.batch_size, on.device)
     print(f"  {check(data, baseline, batches[0], **hyper)}")
 
-    model, reference = make_models(data, baseline, **hyper)
+    models = make_models(data, baseline, on.device, **hyper)
+    steps = [make_step(model, batches) for model in models]
     ours, theirs = interleave(
-        [make_step(model, batches), make_step(reference, batches)],
+        steps,
         rounds=3 if quick else options.rounds,
         budget=options.budget,
-        warmup=2,
+        warmup=CapturedStep.WARM_UP + 1 if on.is_cuda else 2,
         in_a_row=1 if quick else IN_A_ROW,
     )
-    slow = theirs.median > 1
-    parts = breakdown(model, batches, 3 if quick else 20)
-    their_parts = breakdown(reference, batches, 3 if quick or slow else 10)
-    share, hot = kinds(model, batches)
-    print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
-    print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))
-    least = _step_floor.floor(model, batches[0], 3 if quick else 20)
-    print(
-        "at least, on this machine: "
-        + ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in least.items())
-        + f"; the baseline takes {theirs.median / sum(least.values()):.1f} times as long"
-    )
-    if options.hot:
-        print(hot)
-    del model, reference
+    found: dict[str, Any]
     peaks: tuple[int | None, int | None] = (None, None)
-    if not options.no_memory:
-        size = "quick" if quick else "full"
-        peaks = peaks_of_sides("benchmarks.train_step", "prepare_step", name, baseline.name, size)
+    if on.is_cuda:
+        print(LEFT_OUT_ON_CUDA)
+        found = {"left_out": LEFT_OUT_ON_CUDA}
+        del steps
+        if not options.no_memory:
+            peaks = peaks_on_cuda(on, models, batches)
+    else:
+        found = parts_and_floor(models, steps, batches[0], theirs, options)
+        del models, steps
+        if not options.no_memory:
+            size = "quick" if quick else "full"
+            where = ("benchmarks.train_step", "prepare_step")
+            peaks = peaks_of_sides(*where, name, baseline.name, size)
     row = Row.of(
         ours,
         theirs,
@@ -346,18 +228,39 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
         graph=name,
         direction="step",
         baseline=f"reference on {baseline.name}",
+        device=on.name,
         memory=peaks,
-        extra={
-            "data": data.name,
-            "batch_size": options.batch_size,
-            "parts": parts,
-            "baseline_parts": their_parts,
-            "shares": share,
-            "floor": least,
-        },
+        extra={"data": data.name, "batch_size": options.batch_size, **found},
     )
-    floor = sum(least.values())
+    if on.is_cuda:
+        return row
+    floor = sum(found["floor"].values())
     return replace(row, floor_seconds=floor, floor_share=floor / row.seconds)
+
+
+def parts_and_floor(
+    models: tuple[KGRec, ReferenceKGRec],
+    steps: Sequence[Callable[[], object]],
+    batch: dict[str, Tensor],
+    theirs: Timing,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Parts of a step on either side, shares of kinds of operators, the floor; printed as well."""
+    quick, slow = options.quick, theirs.median > 1
+    parts = breakdown(models[0], steps[0], 3 if quick else 20)
+    their_parts = breakdown(models[1], steps[1], 3 if quick or slow else 10)
+    share, hot = kinds(steps[0])
+    print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
+    print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))
+    least = _step_floor.floor(models[0], batch, 3 if quick else 20)
+    print(
+        "at least, on this machine: "
+        + ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in least.items())
+        + f"; the baseline takes {theirs.median / sum(least.values()):.1f} times as long"
+    )
+    if options.hot:
+        print(hot)
+    return {"parts": parts, "baseline_parts": their_parts, "shares": share, "floor": least}
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:
@@ -365,16 +268,20 @@ def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str,
     return [(n, f"{ours[n] * 1e3:.2f}", f"{theirs.get(n, 0.0) * 1e3:.1f}") for n in order]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures, prints and writes."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints and writes; returns 0, or the code of `why_not`."""
     options = arguments_parser().parse_args(arguments)
+    if found := why_not(torch.device(options.device)):
+        print(found[0])
+        return found[1]
     start(options)
     if keep_freed_memory():
         print("glibc keeps freed memory, for both sides, as in `kgrec-fast train`")
     baseline = baselines.find_baseline(options.baseline)
     names = options.data[:1] if options.quick else options.data
     finish(options, [measure(name, baseline, options) for name in names])
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

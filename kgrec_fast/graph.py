@@ -223,7 +223,9 @@ class _Graph:
         return cls(**content)
 
 
-def _build(head: Tensor, tail: Tensor, rel: Tensor | None, sizes: tuple[int, int, int]) -> dict:
+def _build(
+    head: Tensor, tail: Tensor, rel: Tensor | None, sizes: tuple[int, int, int]
+) -> dict[str, Any]:
     """Row order, parts and slots, from validated ids."""
     num_rows, num_cols, num_relations = sizes
     order = sort_by(head, rel, num_relations)

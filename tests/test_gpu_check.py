@@ -13,7 +13,7 @@ import torch
 from kgrec_fast import RelGraph, ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks import _card, _ops, _sides, _traffic, gpu_check, run
+from benchmarks import _card, _ops, _sides, _traffic, gpu_check, run, train_step
 from benchmarks.gpu_check import Step
 from kgrec_fast.models.reference import EdgeFunctions
 
@@ -27,7 +27,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(
-    ("main", "arguments"), [(gpu_check.main, []), (run.main, ["--device", "cuda"])]
+    ("main", "arguments"),
+    [
+        (gpu_check.main, []),
+        (run.main, ["--device", "cuda"]),
+        (run.main, ["--suite", "step", "--device", "cuda"]),
+        (train_step.main, ["--device", "cuda"]),
+    ],
 )
 @pytest.mark.parametrize(("cuda", "why"), [("13.0", "sees none"), (None, "was built without CUDA")])
 def test_one_sentence_and_exit_code_2(main, arguments, cuda, why, monkeypatch, capsys) -> None:
@@ -319,3 +325,10 @@ def test_what_a_run_wrote_is_read(tmp_path: Path, monkeypatch) -> None:
     )  # fmt: skip
     assert content["failures"] == {}
     assert content["graphs"]["alibaba-fashion"]["edges"] > 100
+    # And of the step; what only kernels have is not asked for.
+    arguments = ["cpu" if word == "cuda" else word for word in gpu_check.TRAINING_STEP]
+    assert run.main([*arguments, *quick[:-2], "--no-memory"]) == 0
+    content = gpu_check.measurements(path)
+    assert [row["op"] for row in content["rows"]] == ["train_step"]
+    assert content["failures"] == {}
+    assert "graphs" not in content

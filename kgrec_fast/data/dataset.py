@@ -120,7 +120,8 @@ class KGDataset:
         """Returns the interactions of "train", "valid" or "test": int64 [2, M]."""
         if name not in SPLITS:
             raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {name!r}")
-        return getattr(self, name)
+        pairs: Tensor = getattr(self, name)
+        return pairs
 
     def by_user(self, *splits: str) -> tuple[Tensor, Tensor]:
         """Groups the interactions of one or more splits by user.

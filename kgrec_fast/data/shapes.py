@@ -211,7 +211,8 @@ def _power_law(rng: np.random.Generator, n: int, skew: float, count: int) -> Int
     """`count` draws from 0 .. n - 1 with weights (k + 1) ** -skew."""
     bounds = np.cumsum(np.arange(1.0, n + 1) ** -skew)
     draws = np.searchsorted(bounds, rng.random(count) * bounds[-1], side="right")
-    return np.minimum(draws, n - 1)
+    ranks: IntArray = np.minimum(draws, n - 1)
+    return ranks
 
 
 def shaped_graph(name: str, scale: float = 1.0, seed: int = 0) -> EdgeList:

@@ -148,11 +148,11 @@ class PairTrainer:
         self.train_rec_step, self.train_kg_step = 1, 0
 
     def _build_optimizer(self, **kwargs: Any) -> torch.optim.Optimizer:
-        optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
-        if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
-            return optimizer
-        groups = [group | {"fused": True} for group in optimizer.param_groups]
-        return type(optimizer)(groups, fused=True)
+        built: torch.optim.Optimizer = super()._build_optimizer(**kwargs)  # type: ignore[misc]
+        for kind in (torch.optim.Adam, torch.optim.AdamW):
+            if type(built) is kind:
+                return kind([group | {"fused": True} for group in built.param_groups], fused=True)
+        return built
 
 
 def _module_name(framework: str) -> str:

@@ -77,7 +77,8 @@ class KGRecTrainer(_framework.PairTrainer, KGTrainer):
         return {task: score}, None if result is None else {task: result}
 
     def _valid_epoch(self, valid_data: Any, show_progress: bool = False) -> tuple[float, Any]:
-        return super(KGTrainer, self)._valid_epoch(valid_data, show_progress)
+        found: tuple[float, Any] = super(KGTrainer, self)._valid_epoch(valid_data, show_progress)
+        return found
 
 
 def register() -> None:

@@ -314,7 +314,7 @@ class ReferenceKGRec(nn.Module):
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Users and entities propagated over the whole graphs."""
-        return self.gcn(
+        propagated: tuple[Tensor, Tensor] = self.gcn(
             self.user_embedding.weight,
             self.entity_embedding.weight,
             self.edge_index,
@@ -322,6 +322,7 @@ class ReferenceKGRec(nn.Module):
             self.inter_edge,
             self.inter_edge_w,
         )
+        return propagated
 
     def predict(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores [B] of pairs."""

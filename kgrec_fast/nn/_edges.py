@@ -76,6 +76,6 @@ def attended_reference(
 ) -> Tensor:
     """:func:`edge_softmax` and :func:`attended` in plain PyTorch, of the edges that count."""
     weight = torch.exp(score - segment_logsumexp(score, head, num_rows)[head]).unsqueeze(-1)
-    message = weight * x.unflatten(1, (score.shape[1], -1))[tail]
+    message: Tensor = weight * x.unflatten(1, (score.shape[1], -1))[tail]
     out = message.new_zeros(num_rows, *message.shape[1:])
     return out.index_add(0, head, message).flatten(1)

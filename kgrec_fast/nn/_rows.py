@@ -96,7 +96,8 @@ def readers(x: Tensor, ids: Tensor | None, first: int = 0) -> tuple[Tensor, Tens
     """
     if keeps_to_ops():
         return x[:0] if ids is None else x.index_select(0, ids), x[:first], x
-    return _Readers.apply(x, ids, first)
+    parts: tuple[Tensor, Tensor, Tensor] = _Readers.apply(x, ids, first)
+    return parts
 
 
 def within(ids: Tensor, x: Tensor) -> Tensor:

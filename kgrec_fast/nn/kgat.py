@@ -168,4 +168,6 @@ class KGATAttention(nn.Module):
 
     def _projections(self) -> tuple[Tensor, ...]:
         """[D, K] for each relation."""
-        return self.trans_w.weight.unflatten(1, (self.embedding_size, self.relation_size)).unbind(0)
+        shape = (self.embedding_size, self.relation_size)
+        projections: tuple[Tensor, ...] = self.trans_w.weight.unflatten(1, shape).unbind(0)
+        return projections

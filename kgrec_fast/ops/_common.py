@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from kgrec_fast.graph import EdgeMask, _Graph
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _ops = torch.ops.kgrec_fast
 FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+TensorOp: TypeAlias = Callable[..., Tensor]
+TensorsOp: TypeAlias = Callable[..., tuple[Tensor, ...]]
+Inputs: TypeAlias = tuple[Any, ...]  # the arguments of an op
+Gradients: TypeAlias = tuple[Tensor | list[None] | None, ...]  # one for each of them
 _REFERENCES = "the references, under kgrec_fast.ops.use_reference(), have derivatives of all kinds"
 _forced_reference = False  # a plain global: torch.compile looks into no ContextVar before 2.14
 
@@ -169,7 +173,7 @@ def wants_grad(*tensors: Tensor | None) -> bool:
 
 
 def differentiable(
-    name: str, setup_context: Callable[..., None], backward: Callable[..., tuple]
+    name: str, setup_context: Callable[..., None], backward: Callable[..., Gradients]
 ) -> Callable[..., Any]:
     """Registers an op's gradient, and returns a quicker way to call it, which torch.func takes too.
 
@@ -191,7 +195,7 @@ def differentiable(
             return output
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple:
+        def backward(ctx: Any, *grads: Tensor) -> Gradients:
             # A graph of this pass needs the rules of its ops; else they would only send on, too.
             with nullcontext() if torch.is_grad_enabled() else _below_autograd():
                 results = backward(ctx, *grads)
@@ -210,11 +214,11 @@ def differentiable(
                 return op(*inputs)
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        def setup_context(ctx: Any, inputs: Inputs, output: Any) -> None:
             save(ctx, inputs, output)
 
         @staticmethod
-        def vmap(info: Any, in_dims: tuple, *inputs: Any) -> tuple[Any, Any]:
+        def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
             return one_by_one(call, info.batch_size, in_dims, inputs)
 
     def call(*inputs: Any) -> Any:
@@ -228,10 +232,10 @@ def differentiable(
 def register_no_grad(name: str) -> Callable[..., Any]:
     """Gives an op an autograd rule that raises: no second derivative may be silently wrong."""
 
-    def setup_context(ctx: object, inputs: tuple, output: Any) -> None:
+    def setup_context(ctx: object, inputs: Inputs, output: Any) -> None:
         pass
 
-    def backward(ctx: object, *grads: Tensor) -> tuple:
+    def backward(ctx: object, *grads: Tensor) -> Gradients:
         raise RuntimeError(
             f"kgrec_fast::{name} is not differentiable (no double backward); {_REFERENCES}"
         )
@@ -248,7 +252,7 @@ def register_no_grad(name: str) -> Callable[..., Any]:
 
 
 def one_by_one(
-    op: Callable[..., Any], batch_size: int, in_dims: tuple, inputs: tuple
+    op: Callable[..., Any], batch_size: int, in_dims: tuple[Any, ...], inputs: Inputs
 ) -> tuple[Any, Any]:
     """Results of an op for each sample of a batch, stacked, and the dimension of the batch.
 
@@ -279,7 +283,9 @@ def register_vmap() -> None:
     for name in _library.op_names():
         op = getattr(_ops, name)
 
-        def rule(info: Any, in_dims: tuple, *inputs: Any, _op: Any = op) -> tuple[Any, Any]:
+        def rule(
+            info: Any, in_dims: tuple[Any, ...], *inputs: Any, _op: Any = op
+        ) -> tuple[Any, Any]:
             return one_by_one(_op, info.batch_size, in_dims, inputs)
 
         if not op.default._schema.is_mutable:

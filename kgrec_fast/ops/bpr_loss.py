@@ -121,7 +121,7 @@ def bpr_loss(
     return _bpr_loss(user, positive, negative, weight, reg_weight, eps)[0]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     user, positive, negative, weight, ctx.reg_weight, ctx.eps = inputs
     _, gap, total = output
     ctx.mark_non_differentiable(gap, total)
@@ -129,7 +129,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
     ctx.save_for_backward(user, positive, negative, weight, gap, total)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> _common.Gradients:
     if grad is None:
         return None, None, None, None, None, None
     grads = _bpr_loss_backward(grad, *ctx.saved_tensors, ctx.reg_weight, ctx.eps)
@@ -152,5 +152,5 @@ if _library.CPU.loaded:
         shape = user.shape
         return user.new_empty(shape), user.new_empty(shape), user.new_empty(shape)
 
-    _bpr_loss = _common.differentiable("bpr_loss", _setup_context, _backward)
+    _bpr_loss: _common.TensorsOp = _common.differentiable("bpr_loss", _setup_context, _backward)
     _bpr_loss_backward = _common.register_no_grad("bpr_loss_backward")

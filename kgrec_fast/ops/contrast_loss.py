@@ -89,7 +89,7 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
     return _contrast_loss(z1, z2, permutation, tau)[0]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     z1, z2, permutation, ctx.tau = inputs
     _, scalars, inverse = output
     ctx.mark_non_differentiable(scalars, inverse)
@@ -97,7 +97,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
     ctx.save_for_backward(z1, z2, permutation, scalars, inverse)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> _common.Gradients:
     if grad is None:
         return None, None, None, None
     grads = _contrast_loss_backward(grad, *ctx.saved_tensors, ctx.tau)
@@ -119,5 +119,7 @@ if _library.CPU.loaded:
     def _(grad: Tensor, z1: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         return z1.new_empty(z1.shape), z1.new_empty(z1.shape)
 
-    _contrast_loss = _common.differentiable("contrast_loss", _setup_context, _backward)
+    _contrast_loss: _common.TensorsOp = _common.differentiable(
+        "contrast_loss", _setup_context, _backward
+    )
     _contrast_loss_backward = _common.register_no_grad("contrast_loss_backward")

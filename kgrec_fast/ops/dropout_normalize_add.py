@@ -136,7 +136,7 @@ def dropout_normalize_add(
     return y, y if residual is None else out
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, residual, rng, ctx.p, ctx.stream, row_ids = inputs
     y, out, norm = output
     ctx.has_residual = residual is not None
@@ -146,7 +146,9 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor
     ctx.save_for_backward(y, norm, rng, row_ids)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None) -> tuple:
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, _: None
+) -> _common.Gradients:
     y, norm, rng, row_ids = ctx.saved_tensors
     grad_out = grad_out if ctx.has_residual else None
     grad_x = None

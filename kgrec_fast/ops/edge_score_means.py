@@ -92,4 +92,4 @@ if _library.CPU.loaded:
     def _(score: Tensor, graph: list[Tensor], row_mask: Tensor | None, num_items: int) -> Tensor:
         return score.new_empty(num_items)
 
-    _edge_score_means = _common.register_no_grad("edge_score_means")
+    _edge_score_means: _common.TensorOp = _common.register_no_grad("edge_score_means")

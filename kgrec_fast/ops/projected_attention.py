@@ -149,9 +149,10 @@ def attention_and_mean(
     columns = (m for mask in masks for m in _common.mask_tensors(mask, columns=True))
     if query is None:
         query = x.detach() @ weight.detach()
-    return _AttentionAndMean.apply(
+    outputs: tuple[Tensor, Tensor] = _AttentionAndMean.apply(
         x, weight, relation, query.detach(), *columns, one_mask, num_heads, *graph.tensors(True)
     )
+    return outputs
 
 
 def attention_and_mean_reference(
@@ -182,10 +183,11 @@ def _attention_backward(
     query, x, relation, out, lse, edge_weight = saved
     if grad_lse is None:
         grad_lse = torch.zeros_like(lse)
-    return torch.ops.kgrec_fast.relation_attention_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.kgrec_fast.relation_attention_backward(
         grad_out.to(lse.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
         num_heads, zero_edges,
     )  # fmt: skip
+    return grads
 
 
 def _project_back(

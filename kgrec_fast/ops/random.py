@@ -142,7 +142,10 @@ def random_bits(rng: Tensor, stream: int, n: int) -> Tensor:
     check_rng(rng)
     if not _common.runs_native(rng.device):
         return random_bits_reference(rng, stream, n)
-    return torch.ops.kgrec_fast.random_bits(rng.contiguous(), check_stream(stream), _check_count(n))
+    bits: Tensor = torch.ops.kgrec_fast.random_bits(
+        rng.contiguous(), check_stream(stream), _check_count(n)
+    )
+    return bits
 
 
 def uniform(rng: Tensor, stream: int, n: int) -> Tensor:
@@ -157,7 +160,7 @@ def uniform(rng: Tensor, stream: int, n: int) -> Tensor:
 
 def drop_threshold(p: float) -> int:
     """Smallest k with k / 2**24 >= p: elements whose 24-bit draw is below it are dropped."""
-    return math.ceil(p * 2**UNIFORM_BITS)
+    return math.ceil(p * (1 << UNIFORM_BITS))
 
 
 def keep_mask_reference(rng: Tensor, stream: int, p: float, shape: torch.Size) -> Tensor:

@@ -85,14 +85,14 @@ def reconstruction_loss(
     return _reconstruction_loss(head, tail, relation, relation_ids, weight)[0]
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     _, score, total = output
     ctx.mark_non_differentiable(score, total)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, score, total)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> _common.Gradients:
     if grad is None:
         return None, None, None, None, None
     grads = _reconstruction_loss_backward(grad, *ctx.saved_tensors)
@@ -120,5 +120,7 @@ if _library.CPU.loaded:
             relation.new_empty(relation.shape),
         )
 
-    _reconstruction_loss = _common.differentiable("reconstruction_loss", _setup_context, _backward)
+    _reconstruction_loss: _common.TensorsOp = _common.differentiable(
+        "reconstruction_loss", _setup_context, _backward
+    )
     _reconstruction_loss_backward = _common.register_no_grad("reconstruction_loss_backward")

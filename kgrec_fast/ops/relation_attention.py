@@ -152,7 +152,7 @@ def output_for_backward(out: Tensor) -> Tensor | None:
     return out if out.is_cuda else None
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, ...]) -> None:
     query, value, relation, graph, row_mask, col_mask, ctx.num_heads, _, zero_edges = inputs
     out, lse, weight = output
     ctx.mark_non_differentiable(weight)
@@ -162,7 +162,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
     )
 
 
-def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> tuple:
+def _backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor, _: Tensor) -> _common.Gradients:
     saved = ctx.saved_tensors
     query, value, relation, out, lse, weight, row_mask, col_mask, zero_edges, *graph = saved
     grads = _relation_attention_backward(

@@ -62,14 +62,14 @@ def relation_mean_reference(
     return (total / count.unsqueeze(1)).to(dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+def _setup_context(ctx: Any, inputs: _common.Inputs, output: tuple[Tensor, ...]) -> None:
     x, relation, graph, row_mask, col_mask = inputs
     _, inverse_count = output
     ctx.mark_non_differentiable(inverse_count)
     ctx.save_for_backward(x, relation, inverse_count, row_mask, col_mask, *graph)
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> tuple:
+def _backward(ctx: Any, grad_out: Tensor, _: Tensor) -> _common.Gradients:
     x, relation, inverse_count, row_mask, col_mask, *graph = ctx.saved_tensors
     grads = _relation_mean_backward(grad_out, x, relation, inverse_count, graph, row_mask, col_mask)
     return *grads, [None] * len(graph), None, None
@@ -97,5 +97,7 @@ if _library.CPU.loaded:
     def _(grad_x: Tensor, grad_out: Tensor, x: Tensor, relation: Tensor, *_: Any) -> Tensor:
         return relation.new_empty(relation.shape)
 
-    _relation_mean = _common.differentiable("relation_mean", _setup_context, _backward)
+    _relation_mean: _common.TensorsOp = _common.differentiable(
+        "relation_mean", _setup_context, _backward
+    )
     _relation_mean_backward = _common.register_no_grad("relation_mean_backward")

@@ -151,9 +151,10 @@ def sample_edges_per_relation(
     _common.check_order("edge_order", edge_order)
     if not _common.runs_native(graph.device):
         return sample_edges_per_relation_reference(graph, rate, rng, stream, edge_order)
-    return torch.ops.kgrec_fast.sample_edges_per_relation(
+    mask: Tensor = torch.ops.kgrec_fast.sample_edges_per_relation(
         rng.contiguous(), *graph.ranks(edge_order), graph.relation_counts, rate, stream
     )
+    return mask
 
 
 def sample_edges_per_relation_reference(
@@ -190,7 +191,8 @@ def sample_edges(n: int, k: int, rng: Tensor, stream: int = Stream.SAMPLED_EDGES
     k = _check_size("k", k, n)
     if not _common.runs_native(rng.device):
         return sample_edges_reference(n, k, rng, stream)
-    return torch.ops.kgrec_fast.sample_edges(rng.contiguous(), n, k, stream)
+    mask: Tensor = torch.ops.kgrec_fast.sample_edges(rng.contiguous(), n, k, stream)
+    return mask
 
 
 def sample_edges_reference(
@@ -222,7 +224,8 @@ def random_permutation(n: int, rng: Tensor, stream: int, count: int | None = Non
     count = n if count is None else _check_size("count", count, n)
     if not _common.runs_native(rng.device):
         return random_permutation_reference(n, rng, stream, count)
-    return torch.ops.kgrec_fast.random_permutation(rng.contiguous(), n, count, stream)
+    ids: Tensor = torch.ops.kgrec_fast.random_permutation(rng.contiguous(), n, count, stream)
+    return ids
 
 
 def random_permutation_reference(
@@ -257,7 +260,8 @@ def dropout_mask(n: int, p: float, rng: Tensor, stream: int = Stream.KEPT_INTERA
         raise ValueError(f"n is {n}, expected a count >= 0")
     if not _common.runs_native(rng.device):
         return dropout_mask_reference(n, p, rng, stream)
-    return torch.ops.kgrec_fast.dropout_mask(rng.contiguous(), n, p, stream)
+    mask: Tensor = torch.ops.kgrec_fast.dropout_mask(rng.contiguous(), n, p, stream)
+    return mask
 
 
 def dropout_mask_reference(
@@ -314,9 +318,10 @@ def sample_negatives(
     if not _common.runs_native(graph.device):
         return sample_negatives_reference(users, graph, rng, stream)
     pointers, gaps = graph.untouched()
-    return torch.ops.kgrec_fast.sample_negatives(
+    items: Tensor = torch.ops.kgrec_fast.sample_negatives(
         rng.contiguous(), users.contiguous(), pointers, gaps, graph.num_cols, stream
     )
+    return items
 
 
 def sample_negatives_reference(

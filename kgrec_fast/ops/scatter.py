@@ -349,23 +349,23 @@ def scatter_softmax(
     return _softmax(_scatter_softmax, src, index, num_nodes, dim)
 
 
-def _sum_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _sum_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     ctx.save_for_backward(inputs[1])
 
 
-def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
+def _sum_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     (index,) = ctx.saved_tensors
     if grad.size(0) == 1:  # torch copies whole rows along the first dimension alone
         return grad[0].index_select(0, index).unsqueeze(0), None, None
     return grad.index_select(1, index), None, None
 
 
-def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _softmax_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     _, index, ctx.size = inputs
     ctx.save_for_backward(output, index)
 
 
-def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
+def _softmax_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     out, index = ctx.saved_tensors
     grad_src = _scatter_softmax_backward(grad, out, index, ctx.size)
     return grad_src, None, None
@@ -385,6 +385,8 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, out: Tensor, index: Tensor, size: int) -> Tensor:
         return out.new_empty(out.shape)
 
-    _scatter_sum = _common.differentiable("scatter_sum", _sum_setup, _sum_backward)
+    _scatter_sum: _common.TensorOp = _common.differentiable(
+        "scatter_sum", _sum_setup, _sum_backward
+    )
     _scatter_softmax = _common.differentiable("scatter_softmax", _softmax_setup, _softmax_backward)
     _scatter_softmax_backward = _common.register_no_grad("scatter_softmax_backward")

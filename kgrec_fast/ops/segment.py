@@ -164,39 +164,39 @@ def segment_softmax(src: Tensor, ptr: Tensor) -> Tensor:
     return _segment_softmax(src, ptr)
 
 
-def _save_ptr(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _save_ptr(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     src, ptr = inputs
     ctx.rows = src.size(0)
     ctx.save_for_backward(ptr)
 
 
-def _sum_backward(ctx: Any, grad: Tensor) -> tuple:
+def _sum_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     (ptr,) = ctx.saved_tensors
     return _segment_spread(grad, ptr, ctx.rows, False), None
 
 
-def _mean_backward(ctx: Any, grad: Tensor) -> tuple:
+def _mean_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     (ptr,) = ctx.saved_tensors
     return _segment_spread(grad, ptr, ctx.rows, True), None
 
 
-def _spread_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _spread_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     _, ptr, _, ctx.mean = inputs
     ctx.save_for_backward(ptr)
 
 
-def _spread_backward(ctx: Any, grad: Tensor) -> tuple:
+def _spread_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     (ptr,) = ctx.saved_tensors
     reduce = _segment_mean if ctx.mean else _segment_sum
     return reduce(grad, ptr), None, None, None
 
 
-def _softmax_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _softmax_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     _, ptr = inputs
     ctx.save_for_backward(output, ptr)
 
 
-def _softmax_backward(ctx: Any, grad: Tensor) -> tuple:
+def _softmax_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     out, ptr = ctx.saved_tensors
     return _segment_softmax_backward(grad, out, ptr), None
 
@@ -223,8 +223,14 @@ if _library.CPU.loaded:
     def _(grad_out: Tensor, out: Tensor, ptr: Tensor) -> Tensor:
         return out.new_empty(out.shape)
 
-    _segment_sum = _common.differentiable("segment_sum", _save_ptr, _sum_backward)
-    _segment_mean = _common.differentiable("segment_mean", _save_ptr, _mean_backward)
-    _segment_spread = _common.differentiable("segment_spread", _spread_setup, _spread_backward)
-    _segment_softmax = _common.differentiable("segment_softmax", _softmax_setup, _softmax_backward)
+    _segment_sum: _common.TensorOp = _common.differentiable("segment_sum", _save_ptr, _sum_backward)
+    _segment_mean: _common.TensorOp = _common.differentiable(
+        "segment_mean", _save_ptr, _mean_backward
+    )
+    _segment_spread: _common.TensorOp = _common.differentiable(
+        "segment_spread", _spread_setup, _spread_backward
+    )
+    _segment_softmax: _common.TensorOp = _common.differentiable(
+        "segment_softmax", _softmax_setup, _softmax_backward
+    )
     _segment_softmax_backward = _common.register_no_grad("segment_softmax_backward")

@@ -112,7 +112,8 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
     stream = check_stream(stream)
     if not _common.runs_native(rng.device):
         return gumbel_noise_reference(n, rng, stream)
-    return torch.ops.kgrec_fast.gumbel_noise(n, rng.contiguous(), stream)
+    noise: Tensor = torch.ops.kgrec_fast.gumbel_noise(n, rng.contiguous(), stream)
+    return noise
 
 
 def _check_mask(name: str, mask: Tensor, like: Tensor | None = None) -> None:
@@ -188,7 +189,8 @@ def topk_mask(
     if not _common.runs_native(values.device):
         return topk_mask_reference(values, k, rate, largest, mask, rng, numbers)
     rng = rng if numbers else None
-    return torch.ops.kgrec_fast.topk_mask(values, k, rate, largest, mask, rng, numbers)
+    chosen: Tensor = torch.ops.kgrec_fast.topk_mask(values, k, rate, largest, mask, rng, numbers)
+    return chosen
 
 
 def topk_mask_reference(
@@ -263,7 +265,8 @@ def mask_positions(mask: Tensor, count: int) -> Tensor:
         raise ValueError(f"count is {count}, expected a count >= 0")
     if not _common.runs_native(mask.device):
         return mask_positions_reference(mask, count)
-    return torch.ops.kgrec_fast.mask_positions(mask, count)
+    positions: Tensor = torch.ops.kgrec_fast.mask_positions(mask, count)
+    return positions
 
 
 def mask_positions_reference(mask: Tensor, count: int) -> Tensor:

@@ -21,7 +21,9 @@ CPU_SCORES = 1 << 21
 MIN_CPU_ROWS = 64
 
 # scores, known_ptr, known_items, users, k -> values, items
-_RankRows = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, int], tuple]
+_RankRows = Callable[
+    [Tensor, Tensor | None, Tensor | None, Tensor | None, int], tuple[Tensor, Tensor]
+]
 
 
 @torch.no_grad()

@@ -173,7 +173,7 @@ def _check_weight(name: str, weight: Tensor | None, x: Tensor, size: int) -> Non
 # Both backward passes are made of the two ops themselves, so derivatives of any order exist.
 
 
-def _aggregate_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _aggregate_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     x, weight, row_weight, graph, row_mask, col_mask, ctx.transpose, _ = inputs
     ctx.x_rows = x.size(0)
     # The values are needed for a gradient of the weights alone.
@@ -183,7 +183,7 @@ def _aggregate_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     )  # fmt: skip
 
 
-def _aggregate_backward(ctx: Any, grad: Tensor) -> tuple:
+def _aggregate_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     x, weight, row_weight, row_mask, col_mask, *graph = ctx.saved_tensors
     grad_x = grad_weight = None
     if ctx.needs_input_grad[0]:
@@ -196,12 +196,12 @@ def _aggregate_backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x, grad_weight, None, [None] * len(graph), None, None, None, None
 
 
-def _edge_dot_setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _edge_dot_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
     row_side, col_side, graph, row_mask, col_mask = inputs
     ctx.save_for_backward(row_side, col_side, row_mask, col_mask, *graph)
 
 
-def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple:
+def _edge_dot_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     row_side, col_side, row_mask, col_mask, *graph = ctx.saved_tensors
     args = (grad, None, graph, row_mask, col_mask)
     grad_row = grad_col = None
@@ -238,7 +238,9 @@ if _library.CPU.loaded:
         dtype = _common.accumulate_dtype(row_side.dtype)
         return row_side.new_empty(graph[1].size(0), dtype=dtype)
 
-    _weighted_aggregate = _common.differentiable(
+    _weighted_aggregate: _common.TensorOp = _common.differentiable(
         "weighted_aggregate", _aggregate_setup, _aggregate_backward
     )
-    _edge_dot = _common.differentiable("edge_dot", _edge_dot_setup, _edge_dot_backward)
+    _edge_dot: _common.TensorOp = _common.differentiable(
+        "edge_dot", _edge_dot_setup, _edge_dot_backward
+    )

@@ -142,7 +142,8 @@ class Config(_Section):
 
     def to_yaml(self) -> str:
         """The whole configuration, defaults included; `load_config` reads it back unchanged."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
 
 
 def load_config(

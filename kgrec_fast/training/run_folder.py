@@ -102,7 +102,8 @@ class RunFolder:
         """What ``metrics.json`` holds, empty where it is not there yet."""
         if not self.metrics_file.is_file():
             return {}
-        return json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        metrics: dict[str, Any] = json.loads(self.metrics_file.read_text(encoding="utf-8"))
+        return metrics
 
     def write_metrics(self, content: Mapping[str, Any]) -> None:
         write_text(self.metrics_file, json.dumps(content, indent=2) + "\n")

@@ -41,7 +41,7 @@ class PlainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)  # first: a step then holds one set of gradients
         if self._counts:
-            loss = self.model.training_step(batch, self.rng)
+            loss: Tensor = self.model.training_step(batch, self.rng)
         else:
             loss = self.model.calculate_loss(batch)
         if check is not None:
@@ -132,6 +132,6 @@ def why_not_captured(model: nn.Module, device: torch.device) -> str | None:
         return f"the model is on {device}, a CUDA graph needs it on CUDA"
     if not hasattr(model, "training_step"):
         return f"{type(model).__name__} has no training_step"
-    if not _library.is_native(device):
-        return "the CUDA kernels are not loaded (python -m kgrec_fast.info says why)"
+    if reason := _library.why_not_native(device):
+        return f"the ops would run as references ({reason})"
     return None

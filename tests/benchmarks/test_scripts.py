@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from benchmarks import (
 )
 from benchmarks._harness import Row, Timing
 from kgrec_fast.data.atomic import load_atomic
+from kgrec_fast.training.steps import PlainStep
 
 
-def run(main: Callable[[list[str]], None], folder: Path, *arguments: str) -> dict:
+def run(main: Callable[[list[str]], int | None], folder: Path, *arguments: str) -> dict:
     """The record that a quick run with one thread wrote."""
     path = folder / "record.json"
     main(["--quick", "--threads", "1", "--json", str(path), *arguments])
@@ -80,6 +82,38 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["memory_ratio"] > 0
     assert row["floor_seconds"] == pytest.approx(sum(row["extra"]["floor"].values()))
     assert "share of our step" in capsys.readouterr().out
+
+
+class Captured(PlainStep):
+    """In the place of a captured step: tells what it was made for."""
+
+    WARM_UP = 3
+    made: ClassVar[list[tuple[str, int]]] = []
+
+    def __init__(self, model: Any, optimizer: Any, rng: torch.Tensor, batch_size: int) -> None:
+        super().__init__(model, optimizer, rng)
+        self.made.append((type(model).__name__, batch_size))
+
+
+@pytest.mark.filterwarnings("error:mae_msize")
+def test_train_step_as_if_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[float] = []
+    monkeypatch.setattr(train_step, "CapturedStep", Captured)
+    monkeypatch.setattr(
+        train_step, "why_not_captured",
+        lambda model, device: None if hasattr(model, "training_step") else "as published",
+    )  # fmt: skip
+    monkeypatch.setattr(train_step.Device, "is_cuda", True)
+    monkeypatch.setattr(train_step.Device, "name", "Card 1")
+    monkeypatch.setattr(train_step.Device, "peak", lambda on, call: calls.append(call()) or 10)
+    (row,) = run(train_step.main, tmp_path, "--baseline", "torch", "--batch-size", "64")["rows"]
+    assert Captured.made == [("KGRec", 64)]  # for the times; peaks are those of plain steps
+    assert len(calls) == 2
+    assert (row["device"], row["memory_bytes"], row["baseline_memory_bytes"]) == ("Card 1", 10, 10)
+    assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
+    assert row["extra"].keys() == {"data", "batch_size", "left_out"}
+    assert "parts, which a captured step does not have" in row["extra"]["left_out"]
+    assert row["floor_seconds"] is None
 
 
 @pytest.mark.filterwarnings("error:mae_msize")

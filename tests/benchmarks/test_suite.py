@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from benchmarks import _cases, _kernels, _report, _results, plots, run
 from benchmarks._cases import BOTH, FORWARD, Case
 from benchmarks._graphs import build, load
+from benchmarks._harness import Row, Timing
 from benchmarks._ops import PLAIN, measured_ops
 from benchmarks._peers import COMPILED, REFERENCE, SPARSE
 from benchmarks._traffic import floor_seconds
@@ -22,6 +23,7 @@ from kgrec_fast import ops
 
 # -- cases ----------------------------------------------------------------------------------------
 
+CIRCUMSTANCES = ("op", "graph", "width", "heads", "dtype", "threads")
 NAMES = [op.name for op in measured_ops(build(load("news", quick=True)[0]), None)]
 
 
@@ -37,10 +39,10 @@ def test_every_op_stands_at_the_base_once() -> None:
 
 def test_cases_differ_from_the_base_in_one_setting() -> None:
     every = _cases.cases(NAMES)
-    assert len({_cases.settings(case) for case in every}) == len(every)
+    assert len(set(every)) == len(every)
     for case in every:
         base = Case(case.op)
-        changed = sum(a != b for a, b in zip(*map(_cases.settings, (case, base)), strict=True))
+        changed = sum(getattr(case, name) != getattr(base, name) for name in CIRCUMSTANCES)
         assert changed <= 1
         assert case.thorough == (changed == 0)
     assert set(_cases.VARIED) <= set(NAMES)
@@ -67,7 +69,7 @@ def test_ops_are_chosen_by_name() -> None:
 
 def test_a_case_survives_json() -> None:
     case = Case("x", width=32, directions=(FORWARD, BOTH), thorough=False)
-    assert Case.of(json.loads(json.dumps(_cases.as_json([case])))[0]) == case
+    assert asdict(Case.of(json.loads(json.dumps(_cases.as_json([case])))[0])) == asdict(case)
 
 
 def test_a_floor_is_bytes_by_bandwidth() -> None:
@@ -213,6 +215,32 @@ def test_the_compiled_reference_is_called_as_compiled(monkeypatch: pytest.Monkey
     for _ in range(2):
         torch.testing.assert_close(peer.call(*leaves), op.reference(*leaves))
     assert made == [{"dynamic": False}]
+
+
+def test_a_step_that_fails_is_recorded_and_the_next_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timing = Timing(1.0, 1.0, 1.0, 1)
+    fails = ["large"]
+
+    def measure(name: str, baseline: Any, options: Any) -> Row:
+        if name in fails:
+            raise RuntimeError("too little memory")
+        assert (options.device, options.threads, options.no_memory) == ("cpu", 1, True)
+        return Row.of(timing, timing, op="train_step", graph=name, direction="step")
+
+    monkeypatch.setattr(run.train_step, "measure", measure)
+    path = tmp_path / "step.json"
+    given = ["--suite", "step", "--threads", "1", "--no-memory", "--json", str(path)]
+    assert run.main([*given, "--data", "large", "small"]) == 1
+    content = _results.read(path)
+    assert content["failures"] == {"train_step, large": "too little memory"}
+    assert [row["graph"] for row in content["rows"]] == ["small"]
+    fails.clear()
+    assert run.main([*given, "--data", "large", "--update"]) == 0
+    content = _results.read(path)
+    assert content["failures"] == {}
+    assert [row["graph"] for row in content["rows"]] == ["small", "large"]
 
 
 # -- tables and pictures --------------------------------------------------------------------------

@@ -192,9 +192,10 @@ class PaperLayer:
         return_logits: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         if print:  # the layer writes to its own log
-            return super().norm_attn_computer(  # type: ignore[misc]
+            scores: Tensor | tuple[Tensor, Tensor] = super().norm_attn_computer(  # type: ignore[misc]
                 entity_emb, edge_index, edge_type, print, return_logits
             )
+            return scores
         fast = _paper(self, self.relation_emb)
         return _scores(fast, entity_emb, edge_index, edge_type, return_logits)
 

@@ -63,7 +63,7 @@ def objection(module: nn.Module, interface: Interface) -> str | None:
     return interface.objection(module)
 
 
-def extra_defaults(original: Callable, fast: Callable) -> dict[str, object]:
+def extra_defaults(original: Callable[..., Any], fast: Callable[..., Any]) -> dict[str, object]:
     """The parameters, with their defaults, that the original has beyond those of the fast one."""
     known = inspect.signature(fast).parameters
     theirs = inspect.signature(original).parameters.values()

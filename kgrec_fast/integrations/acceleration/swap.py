@@ -60,7 +60,7 @@ def _pickled(made: _Swapped) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 copyreg.pickle(_Swapped, _pickled)
 
 
-def _unless_given(original: Callable, fast: Callable) -> Callable:
+def _unless_given(original: Callable[..., Any], fast: Callable[..., Any]) -> Callable[..., Any]:
     """The fast method, but the original one where a parameter is used that only this one has."""
     signature, extras = inspect.signature(original), extra_defaults(original, fast)
 

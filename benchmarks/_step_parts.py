@@ -1,0 +1,150 @@
+"""Where the time of a training step goes: by part of the model, and by kind of operator."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks._harness import quantile
+from kgrec_fast.models import KGRec
+from kgrec_fast.models.reference import ReferenceKGRec
+
+PROFILED = 5  # turns of the profiler
+IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
+BACKWARD, WHOLE = "backward of everything", "whole step"
+
+
+def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
+    """Methods of a model, and what part of a step each is."""
+    gcn = model.gcn
+    common: list[tuple[Any, str, str]] = [(model.contrast_fn, "forward", "contrast")]
+    if isinstance(model, KGRec):
+        return [
+            *common,
+            (model, "draw_masks", "draws and rationale scores"),
+            (gcn, "messages", "recommendation: attention hops, users"),
+            (gcn, "ui_messages", "user-item view"),
+            (gcn, "kg_messages", "KG view"),
+        ]
+    return [
+        *common,
+        (model, "relation_aware_edge_sampling", "draws and rationale scores"),
+        (model, "node_dropout", "draws and rationale scores"),
+        (gcn, "norm_attn_computer", "draws and rationale scores"),
+        (model, "item_scores", "draws and rationale scores"),
+        (model, "mae_edge_mask_adapt_mixed", "draws and rationale scores"),
+        (model, "adaptive_kg_drop_cl", "draws and rationale scores"),
+        (model, "adaptive_ui_drop_cl", "draws and rationale scores"),
+        (gcn, "forward", "recommendation: attention hops, users"),
+        (gcn, "forward_ui", "user-item view"),
+        (gcn, "forward_kg", "KG view"),
+    ]
+
+
+class Parts:
+    """Seconds by part of a step; each call that is watched adds to its part.
+
+    Times of backward are those of the autograd engine as a whole.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def add(self, part: str, seconds: float) -> None:
+        self.steps[-1][part] = self.steps[-1].get(part, 0.0) + seconds
+
+    @contextmanager
+    def watch(self, methods: Sequence[tuple[Any, str, str]]) -> Iterator[None]:
+        """Replaces ``owner.method`` by itself with a clock, for as long as this lasts."""
+        originals = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in methods]
+        for owner, name, part in methods:
+            setattr(owner, name, self._timed(getattr(owner, name), part))
+        try:
+            yield
+        finally:
+            for owner, name, original in originals:
+                delattr(owner, name) if original is None else setattr(owner, name, original)
+
+    def _timed(self, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.add(part, time.perf_counter() - begin)
+
+        return timed
+
+    def median(self) -> dict[str, float]:
+        """Of all steps but the first."""
+        steps = self.steps[1:]
+        names = dict.fromkeys(name for step in steps for name in step)
+        return {n: quantile([step.get(n, 0.0) for step in steps], 0.5) for n in names}
+
+
+def breakdown(
+    model: KGRec | ReferenceKGRec, step: Callable[[], object], steps: int
+) -> dict[str, float]:
+    """Median seconds of the parts of a step of the model."""
+    parts = Parts()
+    optimizers = (torch.optim.Adam, "step", "Adam")
+    with parts.watch([*watched(model), (Tensor, "backward", BACKWARD), optimizers]):
+        for _ in range(steps + 1):
+            parts.steps.append({})
+            begin = time.perf_counter()
+            step()
+            whole = time.perf_counter() - begin
+            listed = sum(parts.steps[-1].values())
+            parts.add("losses, projection and the rest", whole - listed)
+            parts.add(WHOLE, whole)
+    return parts.median()
+
+
+# What an operator of our step belongs to, by its name; the rest belongs to neither.
+KINDS = {
+    "graph aggregation and its epilogue": (
+        "kgrec_fast::relation_attention",
+        "kgrec_fast::relation_mean",
+        "kgrec_fast::weighted_aggregate",
+        "kgrec_fast::dropout_normalize_add",
+        "kgrec_fast::rationale_scores",
+    ),
+    "dense layers": ("aten::mm", "aten::addmm", "aten::relu", "aten::threshold", "aten::clamp_min"),
+    "optimizer": ("aten::_fused_adam", "Optimizer."),
+}
+
+
+def kinds(step: Callable[[], object]) -> tuple[dict[str, float], str]:
+    """The share of our step that operators of each of the kinds take by themselves, and of the
+    rest; and a table of all operators.
+
+    The profiler slows down what is between the operators more than these. So steps are clocked
+    without it, in turns with those that it sees, and the medians of both are what is divided.
+    """
+    for _ in range(2):
+        step()
+    whole: list[float] = []
+    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    for _ in range(PROFILED):
+        for _ in range(IN_A_ROW):
+            begin = time.perf_counter()
+            step()
+            whole.append(time.perf_counter() - begin)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            for _ in range(IN_A_ROW):
+                step()
+        averages = profile.key_averages()
+        for kind, names in KINDS.items():
+            operators = (o for o in averages if o.key.startswith(names))
+            seen[kind].append(sum(o.self_cpu_time_total for o in operators) * 1e-6 / IN_A_ROW)
+    share = {k: quantile(seconds, 0.5) / quantile(whole, 0.5) for k, seconds in seen.items()}
+    share["the rest"] = 1 - sum(share.values())
+    hot = averages.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
+    return share, hot

@@ -27,6 +27,7 @@ from benchmarks._kernels import Kernels, peaks_of_cases
 from benchmarks._ops import measured_ops
 from benchmarks._peers import COMPILED
 from benchmarks._traffic import LEGEND
+from kgrec_fast.training.memory import keep_freed_memory
 
 KERNELS, STEP, ALL = "kernels", "step", "all"
 AT_A_TIME = 8  # cases between measurements of memory
@@ -140,6 +141,7 @@ def with_memory(row: Row, peaks: dict[str, dict[str, int | None]]) -> Row:
 def run_steps(suite: Suite) -> None:
     """A training step on each data set."""
     options, baseline = suite.options, baselines.find_baseline()
+    keep_freed_memory()  # for both sides, as `kgrec-fast train`; ops by themselves do without
     # Five steps in a row, three times at least: a step's budget is that of as many measurements.
     arguments = ["--device", options.device, "--threads", str(options.threads)]
     arguments += ["--budget", str(options.budget * 20)]

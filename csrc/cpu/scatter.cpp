@@ -53,8 +53,9 @@ std::vector<int64_t> ranges_of(const ScatterParams& p, int64_t wanted) {
   const int64_t parts = pays ? std::min(wanted, p.size) : 1;
   std::vector<int64_t> bounds{0};
   if (parts > 1) {
-    constexpr int64_t kSample = 4096;
-    const int64_t step = std::max<int64_t>(1, p.rows / kSample);
+    // Enough of them that ranges differ by some percent, and few beside the rows that are added up.
+    constexpr int64_t kSamplesPerPart = 256, kLeastStep = 16;
+    const int64_t step = std::max(kLeastStep, p.rows / (kSamplesPerPart * parts));
     std::vector<int64_t> sample;
     for (int64_t e = 0; e < p.rows; e += step) {
       sample.push_back(p.index[e]);

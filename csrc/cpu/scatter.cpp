@@ -108,14 +108,18 @@ ScatterParams params_of(const Tensor& src, const Tensor& index, int64_t size) {
   return params;
 }
 
-// src [batches, rows, width], index [rows] -> [batches, size, width]
+// src [rows, width] or [batches, rows, width], index [rows] -> the same with size for rows
 Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size) {
-  STD_TORCH_CHECK(src_any.dim() == 3, "src is expected with three dimensions");
+  const bool batched = src_any.dim() == 3;
+  STD_TORCH_CHECK(batched || src_any.dim() == 2, "src is expected with two or three dimensions");
   const Tensor src = torch::stable::contiguous(src_any);
   const Tensor index = torch::stable::contiguous(index_any);
   ScatterParams params = params_of(src, index, size);
-  params.batches = src.size(0);
-  const std::vector<int64_t> shape{params.batches, size, params.width};
+  params.batches = batched ? src.size(0) : 1;
+  std::vector<int64_t> shape{size, params.width};
+  if (batched) {
+    shape.insert(shape.begin(), params.batches);
+  }
   const bool sorted = look_at_index(params);
   if (sorted && params.batches == 1 && params.width >= kSharedWidth) {
     const Tensor rows = torch::stable::view(src, {params.rows, params.width});

@@ -16,8 +16,9 @@ void run_aggregate(AggregateParams& params, int64_t first, int64_t last) {
   params.partial = partial.get();
   params.partial_row = partial_row.data();
   params.partial_count = partial_count.data();
+  const Isa isa = isa_for_head(params.width / params.num_heads, params.dtype);
   parallel_parts(last - first, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(aggregate_parts, params, first + begin, first + end);
+    KGREC_CALL_ON(isa, aggregate_parts, params, first + begin, first + end);
   });
   if (params.out != nullptr) {
     KGREC_ISA_CALL(aggregate_merge, params, 2 * first, 2 * last);

@@ -64,6 +64,13 @@ Isa active_isa() {
   return Isa(current().load(std::memory_order_relaxed));
 }
 
+Isa isa_for_head(int64_t head_width, DType dtype) {
+  // Not below avx2: to do without fused products costs more than to pad a vector.
+  constexpr int64_t kAvx2Bytes = 32;
+  const bool fits = head_width * element_bytes(accumulate(dtype)) <= kAvx2Bytes;
+  return fits && active_isa() == Isa::avx512 ? Isa::avx2 : active_isa();
+}
+
 }  // namespace kgrec::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CompositeExplicitAutograd, m) {

@@ -65,6 +65,7 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
   sum.wide_out = true;
   sum.out = out.mutable_data_ptr();
 
+  const Isa isa = isa_for_head(params.width / num_heads, params.dtype);
   const int64_t edge_bytes = num_heads * int64_t(lse.element_size());
   const int64_t at_once = keep_weight ? params.row.num_edges + 1 : kPassingWeightBytes / edge_bytes;
   for (int64_t first = 0, last; first < num_parts; first = last) {
@@ -77,11 +78,11 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
     }
     params.weight = passing.mutable_data_ptr();
     parallel_parts(last - first, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(attention_weights, params, first + begin, first + end);
+      KGREC_CALL_ON(isa, attention_weights, params, first + begin, first + end);
     });
     KGREC_ISA_CALL(attention_join, params, 2 * first, 2 * last);
     parallel_parts(last - first, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(attention_finish, params, first + begin, first + end);
+      KGREC_CALL_ON(isa, attention_finish, params, first + begin, first + end);
     });
     sum.weight = params.weight;
     sum.first_weight = params.first_weight;

@@ -67,14 +67,15 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   const int64_t pieces = 2 * params.row.num_parts;
   Tensor partial = make(query, {pieces, num_heads}, acc);
   std::vector<int64_t> partial_row(pieces, -1);
+  const Isa isa = isa_for_head(params.width / num_heads, params.dtype);
   params.partial = partial.mutable_data_ptr();
   params.partial_row = partial_row.data();
   parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_score_grads, params, begin, end);
+    KGREC_CALL_ON(isa, attention_score_grads, params, begin, end);
   });
   KGREC_ISA_CALL(attention_join_deltas, params);
   parallel_parts(params.row.num_parts, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(attention_finish_shares, params, begin, end);
+    KGREC_CALL_ON(isa, attention_finish_shares, params, begin, end);
   });
 
   AggregateParams sum;

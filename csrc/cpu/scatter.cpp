@@ -53,8 +53,9 @@ std::vector<int64_t> ranges_of(const ScatterParams& p, int64_t wanted) {
   const int64_t parts = pays ? std::min(wanted, p.size) : 1;
   std::vector<int64_t> bounds{0};
   if (parts > 1) {
-    constexpr int64_t kSample = 4096;
-    const int64_t step = std::max<int64_t>(1, p.rows / kSample);
+    // Enough of them that ranges differ by some percent, and few beside the rows that are added up.
+    constexpr int64_t kSamplesPerPart = 256, kLeastStep = 16;
+    const int64_t step = std::max(kLeastStep, p.rows / (kSamplesPerPart * parts));
     std::vector<int64_t> sample;
     for (int64_t e = 0; e < p.rows; e += step) {
       sample.push_back(p.index[e]);
@@ -107,14 +108,18 @@ ScatterParams params_of(const Tensor& src, const Tensor& index, int64_t size) {
   return params;
 }
 
-// src [batches, rows, width], index [rows] -> [batches, size, width]
+// src [rows, width] or [batches, rows, width], index [rows] -> the same with size for rows
 Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size) {
-  STD_TORCH_CHECK(src_any.dim() == 3, "src is expected with three dimensions");
+  const bool batched = src_any.dim() == 3;
+  STD_TORCH_CHECK(batched || src_any.dim() == 2, "src is expected with two or three dimensions");
   const Tensor src = torch::stable::contiguous(src_any);
   const Tensor index = torch::stable::contiguous(index_any);
   ScatterParams params = params_of(src, index, size);
-  params.batches = src.size(0);
-  const std::vector<int64_t> shape{params.batches, size, params.width};
+  params.batches = batched ? src.size(0) : 1;
+  std::vector<int64_t> shape{size, params.width};
+  if (batched) {
+    shape.insert(shape.begin(), params.batches);
+  }
   const bool sorted = look_at_index(params);
   if (sorted && params.batches == 1 && params.width >= kSharedWidth) {
     const Tensor rows = torch::stable::view(src, {params.rows, params.width});

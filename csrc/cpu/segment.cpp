@@ -1,5 +1,9 @@
 #include "cpu/segment.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "cpu/dispatch.h"
 #include "cpu/segment_binding.h"
 
@@ -96,6 +100,21 @@ Tensor segment_mean(const Tensor& src, const Tensor& ptr) {
   return reduce(src, ptr, true);
 }
 
+// Asks for huge pages under a tensor that is about to be written as a whole: to map small ones
+// costs more than to fill them. Below this size malloc may use the memory again for others.
+void ask_for_huge_pages(Tensor& x) {
+#ifdef MADV_HUGEPAGE
+  constexpr int64_t kLeastBytes = 32 << 20, kPage = 2 << 20;
+  const int64_t bytes = x.numel() * int64_t(x.element_size());
+  if (bytes >= kLeastBytes) {
+    char* data = static_cast<char*>(x.mutable_data_ptr());
+    const int64_t before = -reinterpret_cast<intptr_t>(data) & (kPage - 1);
+    // Where the system has none to give, nothing is lost.
+    madvise(data + before, size_t((bytes - before) / kPage * kPage), MADV_HUGEPAGE);
+  }
+#endif
+}
+
 Tensor segment_spread(const Tensor& per_segment, const Tensor& ptr, int64_t rows, bool mean) {
   const Tensor src = torch::stable::contiguous(per_segment);
   const Tensor pointers = torch::stable::contiguous(ptr);
@@ -107,6 +126,7 @@ Tensor segment_spread(const Tensor& per_segment, const Tensor& ptr, int64_t rows
   std::vector<int64_t> shape(src.sizes().begin(), src.sizes().end());
   shape[0] = rows;
   Tensor out = make(src, shape, src.scalar_type());
+  ask_for_huge_pages(out);
   params.out = out.mutable_data_ptr();
   if (rows > 0 && params.width > 0) {
     const int64_t grain = std::max<int64_t>(1, kGrainElements / params.width);

@@ -51,15 +51,20 @@ SegmentParams params_of(const Tensor& src, const Groups& groups, int64_t size) {
   return params;
 }
 
-// src [batches, rows, width], index [rows] -> [batches, size, width]
+// src [rows, width] or [batches, rows, width], index [rows] -> the same with size for rows
 Tensor scatter_sum(const Tensor& src_any, const Tensor& index, int64_t size) {
   const OnDevice device(src_any, "src");
-  STD_TORCH_CHECK(src_any.dim() == 3, "src is expected with three dimensions");
+  const bool batched = src_any.dim() == 3;
+  STD_TORCH_CHECK(batched || src_any.dim() == 2, "src is expected with two or three dimensions");
   const Tensor src = torch::stable::contiguous(src_any);
-  const Groups groups = groups_of(device, index, src.size(1), size);
+  const Groups groups = groups_of(device, index, src.size(src.dim() - 2), size);
   SegmentParams params = params_of(src, groups, size);
-  params.batches = src.size(0);
-  Tensor out = make(src, {params.batches, size, params.width}, src.scalar_type());
+  params.batches = batched ? src.size(0) : 1;
+  std::vector<int64_t> shape{size, params.width};
+  if (batched) {
+    shape.insert(shape.begin(), params.batches);
+  }
+  Tensor out = make(src, shape, src.scalar_type());
   Tensor partial = make(
       src, {params.batches, chunks_of(params.rows), 2, params.width},
       accumulate_type(params.dtype));

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from kgrec_fast import _library
@@ -224,7 +225,13 @@ def differentiable(
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling():
             return op(*inputs)
-        return Transformed.apply(*inputs) if transformed() else Quick.apply(*inputs)
+        if transformed():
+            return Transformed.apply(*inputs)
+        # Forward-mode derivatives, which are refused, go on where gradients are off.
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            return Quick.apply(*inputs)
+        with _below_autograd():
+            return op(*inputs)
 
     return call
 

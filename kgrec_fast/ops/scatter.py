@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kgrec_fast import _library
 from kgrec_fast.ops import _common
+from kgrec_fast.ops._scatter_index import Values, check, check_dim, check_shapes
 from kgrec_fast.ops.segment import (
     FLOATS,
     INTEGERS,
@@ -27,104 +28,47 @@ from kgrec_fast.ops.segment import (
 )
 
 
-def _check_values(index: Tensor, size: int | None, bound: str) -> int:
-    """Validates 0 <= index < size, naming the first offending position; returns the size.
-
-    On the CPU, that is (see `readable`). Without a size it is the largest index plus one.
-    """
-    if index.numel() == 0:
-        return 0 if size is None else size
-    if size is None and _common.is_batched(index):
-        raise ValueError(f"{bound} is None, expected a size under torch.func.vmap")
-    if not _common.readable(index):
-        return int(index.max()) + 1 if size is None else size
-    low, high = (int(value) for value in torch.aminmax(index))
-    if low < 0 or (size is not None and high >= size):
-        bad = (index < 0) if size is None else (index < 0) | (index >= size)
-        position = bad.nonzero()[0].tolist()
-        value = int(index[tuple(position)])
-        expected = "an index >= 0" if size is None else f"0 <= index < {size} ({bound})"
-        where = ", ".join(map(str, position))
-        raise ValueError(f"index[{where}] is {value}, expected {expected}")
-    return high + 1 if size is None else size
-
-
-def _check_index(index: Tensor, device: torch.device) -> Tensor:
-    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
-        found = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"index is {found}, expected an int64 or int32 tensor")
-    if index.device != device:
-        raise ValueError(f"index is on {index.device}, expected {device}, the device of src")
-    return index.long()
-
-
-def _check_dim(dim: int, src: Tensor) -> int:
-    if not -src.dim() <= dim < src.dim():
-        raise ValueError(f"dim is {dim}, expected -{src.dim()} <= dim < {src.dim()}")
-    return dim % src.dim()
-
-
-def _check(
-    src: Tensor,
-    index: Tensor,
-    dim: int,
-    out: Tensor | None,
-    dim_size: int | None,
-    size_name: str = "dim_size",
-) -> tuple[Tensor, int, int]:
-    """Validates; returns index shaped to broadcast against src, dim >= 0, and the output size."""
-    dim = _check_dim(dim, src)
-    index = _check_index(index, src.device)
-    shape = [1] * dim + [index.numel()] if index.dim() == 1 else list(index.shape)
-    shape += [1] * (src.dim() - len(shape))
-    if len(shape) != src.dim() or any(
-        n not in (1, m) for n, m in zip(shape, src.shape, strict=True)
-    ):
-        raise ValueError(
-            f"index has shape {list(index.shape)}, expected one that broadcasts to "
-            f"{list(src.shape)}, the shape of src, along dim {dim}"
-        )
-    size, bound = dim_size, size_name
-    if out is not None:
-        if not isinstance(out, Tensor) or out.dtype != src.dtype:
-            found = out.dtype if isinstance(out, Tensor) else type(out).__name__
-            raise TypeError(f"out is {found}, expected a tensor of {src.dtype}, the dtype of src")
-        if out.device != src.device:
-            raise ValueError(f"out is on {out.device}, expected {src.device}, the device of src")
-        if out.dim() != src.dim() or any(
-            n < m for d, (n, m) in enumerate(zip(out.shape, src.shape, strict=True)) if d != dim
-        ):
-            raise ValueError(
-                f"out has shape {list(out.shape)}, expected no dimension but {dim} smaller than "
-                f"in {list(src.shape)}, the shape of src"
-            )
-        size, bound = out.size(dim), f"out.size({dim})"
-    if size is not None and size < 0:
-        raise ValueError(f"{size_name} is {size}, expected at least 0")
-    # As in torch_scatter, an index that is expanded to nothing says nothing.
-    size = _check_values(index, size, bound) if src.numel() else size or 0
-    return index.view(shape), dim, size
-
-
 def _sum_reference(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
     shape = [*src.shape[:dim], size, *src.shape[dim + 1 :]]
     zeros = widened(src.new_zeros(shape))
     return zeros.scatter_add(dim, index.expand_as(src), widened(src)).to(src.dtype)
 
 
+def _takes_native(src: Tensor) -> bool:
+    """Integers, exact in any order, take torch's own kernel."""
+    return src.dtype in FLOATS and src.numel() > 0 and _common.runs_native(src.device)
+
+
 def _sum(src: Tensor, index: Tensor, dim: int, size: int) -> Tensor:
-    """Natively where it can be; integers, exact in any order, take torch's own kernel."""
-    if src.dtype in INTEGERS or src.numel() == 0 or not _common.runs_native(src.device):
+    if not _takes_native(src):
         return _sum_reference(src, index, dim, size)
-    shape = [*src.shape[:dim], size, *src.shape[dim + 1 :]]
-    # The op knows [batches, rows, width] and one index a row.
-    if index.numel() == index.size(dim):
-        rows, cells = index.flatten().expand(src.size(dim)), size
-        views = (math.prod(src.shape[:dim]), src.size(dim), math.prod(src.shape[dim + 1 :]))
+    # The op knows [rows, width] and [batches, rows, width], and one index a row.
+    rows = index.flatten()
+    if rows.numel() == index.size(dim):
+        rows = rows.expand(src.size(dim))
+        if dim == 0 and src.dim() == 2:  # a view of it would cost autograd a node
+            return _scatter_sum(src, rows, size)
+        batches, cells = math.prod(src.shape[:dim]), size
     else:
-        rows, cells = _cells(index, dim, size, src)
-        views = (1, rows.numel(), src.numel() // rows.numel())
-    return _scatter_sum(src.reshape(views), rows, cells).view(shape)
+        batches, (rows, cells) = 1, _cells(index, dim, size, src)
+    views = (rows.numel(), src.numel() // (batches * rows.numel()))
+    total = _scatter_sum(src.reshape((batches, *views) if batches > 1 else views), rows, cells)
+    return total.view(*src.shape[:dim], size, *src.shape[dim + 1 :])
+
+
+def _checked_sum(src: Tensor, index: Tensor, dim: int, values: Values) -> Tensor:
+    """`_sum` of an index whose values nobody has looked at.
+
+    The native op looks at one index a row anyway, and an error alone is worth a second look.
+    """
+    size = values.size
+    if size is None or index.numel() != index.size(dim) or not _takes_native(src):
+        return _sum(src, index, dim, values.checked())
+    try:
+        return _sum(src, index, dim, size)
+    except RuntimeError:
+        values.checked()
+        raise
 
 
 def _cells(index: Tensor, dim: int, size: int, src: Tensor) -> tuple[Tensor, int]:
@@ -192,7 +136,7 @@ def scatter_sum_reference(
 ) -> Tensor:
     """`scatter_sum` in plain PyTorch."""
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = _check(src, index, dim, out, dim_size)
+    index, dim, size = check(src, index, dim, out, dim_size)
     total = _sum_reference(src, index, dim, size)
     return total if out is None else _accumulate(out, total)
 
@@ -206,7 +150,7 @@ def scatter_mean_reference(
 ) -> Tensor:
     """`scatter_mean` in plain PyTorch."""
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = _check(src, index, dim, out, dim_size)
+    index, dim, size = check(src, index, dim, out, dim_size)
     _check_mean_out(index, dim, out)
     total = _sum_reference(widened(src), index, dim, size)
     if out is not None:
@@ -224,7 +168,7 @@ def _softmax(
     """Validates, and hands rows [E, F] with their index [E] and its bound to softmax."""
     if index is None:
         raise ValueError("index and ptr are both None, expected one of them")
-    index, dim, size = _check(src, index, dim, None, num_nodes, "num_nodes")
+    index, dim, size = check(src, index, dim, None, num_nodes, "num_nodes")
     if src.numel() == 0:
         return src.clone()
     if index.numel() > index.size(dim):
@@ -246,7 +190,7 @@ def scatter_softmax_reference(
     """`scatter_softmax` in plain PyTorch."""
     check_src(src, FLOATS)
     if ptr is not None:
-        dim = _check_dim(dim, src)
+        dim = check_dim(dim, src)
         return segment_softmax_reference(src.movedim(dim, 0), ptr).movedim(0, dim)
 
     def plain(rows: Tensor, index: Tensor, size: int) -> Tensor:
@@ -283,8 +227,8 @@ def scatter_sum(
             on the CPU only; the message names the first such position).
     """
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = _check(src, index, dim, out, dim_size)
-    total = _sum(src, index, dim, size)
+    index, dim, values = check_shapes(src, index, dim, out, dim_size)
+    total = _checked_sum(src, index, dim, values)
     return total if out is None else _accumulate(out, total)
 
 
@@ -301,9 +245,9 @@ def scatter_mean(
     by how often src names each cell. Arguments, result and errors as in `scatter_sum`.
     """
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = _check(src, index, dim, out, dim_size)
+    index, dim, values = check_shapes(src, index, dim, out, dim_size)
     _check_mean_out(index, dim, out)
-    total = _sum(widened(src), index, dim, size)
+    total = _checked_sum(widened(src), index, dim, values)
     if out is not None:
         total = _accumulate(out, total)
     # The op may give back a view, which autograd does not let change.
@@ -342,7 +286,7 @@ def scatter_softmax(
     """
     check_src(src, FLOATS)
     if ptr is not None:
-        dim = _check_dim(dim, src)
+        dim = check_dim(dim, src)
         return segment_softmax(src.movedim(dim, 0), ptr).movedim(0, dim)
     if not _common.runs_native(src.device):
         return scatter_softmax_reference(src, index, None, num_nodes, dim)
@@ -355,9 +299,7 @@ def _sum_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
 
 def _sum_backward(ctx: Any, grad: Tensor) -> _common.Gradients:
     (index,) = ctx.saved_tensors
-    if grad.size(0) == 1:  # torch copies whole rows along the first dimension alone
-        return grad[0].index_select(0, index).unsqueeze(0), None, None
-    return grad.index_select(1, index), None, None
+    return grad.index_select(grad.dim() - 2, index), None, None
 
 
 def _softmax_setup(ctx: Any, inputs: _common.Inputs, output: Tensor) -> None:
@@ -375,7 +317,7 @@ if _library.CPU.loaded:
 
     @torch.library.register_fake("kgrec_fast::scatter_sum")
     def _(src: Tensor, index: Tensor, size: int) -> Tensor:
-        return src.new_empty(src.size(0), size, src.size(2))
+        return src.new_empty(*src.shape[:-2], size, src.size(-1))
 
     @torch.library.register_fake("kgrec_fast::scatter_softmax")
     def _(src: Tensor, index: Tensor, size: int) -> Tensor:

@@ -198,3 +198,12 @@ def test_opcheck(name: str, shape: tuple[int, ...]) -> None:
     ptr = torch.tensor([0, 0, 3, 9]) if shape[0] else torch.tensor([0, 0])
     src = random_values(shape, torch.float32).requires_grad_()
     torch.library.opcheck(getattr(torch.ops.kgrec_fast, name).default, (src, ptr))
+
+
+def test_gradient_of_a_tensor_large_enough_for_huge_pages() -> None:
+    rows, width = 150_001, 64  # 38 MB
+    src = torch.zeros(rows, width, requires_grad=True)
+    ptr = torch.tensor([0, 3, 3, 100_000, rows])
+    grad_out = random_values((4, width), torch.float32)
+    (grad,) = torch.autograd.grad(ops.segment_sum(src, ptr), src, grad_out)
+    assert torch.equal(grad, grad_out.repeat_interleave(ptr.diff(), 0))

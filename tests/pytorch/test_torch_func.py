@@ -17,6 +17,7 @@ from pytorch_helpers import (
     same,
 )
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kgrec_fast import ops
 
@@ -194,6 +195,16 @@ def test_what_there_is_not_is_an_error_that_says_what_to_do(name: str) -> None:
     assert torch.isfinite(second).all()
     wanted = sum((g * x).sum() for g, x in zip(plain(example, list(leaves)), leaves, strict=True))
     torch.testing.assert_close(slope, wanted)
+
+
+def test_forward_mode_is_refused_where_gradients_are_off_too() -> None:
+    src, index = torch.ones(3, 2), torch.tensor([0, 1, 0])
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(src, torch.ones_like(src))
+        with pytest.raises(RuntimeError, match="scatter_sum has no forward-mode derivative"):
+            ops.scatter_sum(dual, index, 0, dim_size=2)
+    with torch.no_grad():
+        assert ops.scatter_sum(src, index, 0, dim_size=2).tolist() == [[2, 2], [1, 1]]
 
 
 def test_an_op_without_gradient_says_so() -> None:

@@ -204,6 +204,10 @@ def _compiled(call: Call) -> Call:
 
     @cache
     def compiled() -> Call:
+        from torch._functorch import config
+
+        # Backward is timed by itself, again and again over what one forward kept.
+        config.donated_buffer = False
         return torch.compile(call, dynamic=False)
 
     return lambda *leaves: compiled()(*leaves)

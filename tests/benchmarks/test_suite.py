@@ -18,6 +18,7 @@ from benchmarks._graphs import build, load
 from benchmarks._harness import Row, Timing
 from benchmarks._ops import PLAIN, measured_ops
 from benchmarks._peers import COMPILED, REFERENCE, SPARSE
+from benchmarks._sides import Side, operands
 from benchmarks._traffic import floor_seconds
 from kgrec_fast import ops
 
@@ -197,6 +198,16 @@ def test_times_outlive_a_failure_to_measure_memory(
     assert {(row["op"], row["memory_bytes"]) for row in content["rows"]} == {
         ("random_bits", None), ("gumbel_noise", None),
     }  # fmt: skip
+
+
+def test_backward_of_the_compiled_reference_can_be_repeated() -> None:
+    graph = build(load("news", quick=True)[0])
+    (op,) = (op for op in measured_ops(graph, None) if op.name == "relation_attention")
+    (peer,) = (p for p in _kernels.peers_of(op, graph, 2) if p.name == COMPILED)
+    assert peer.call is not None
+    side = Side(peer.call, operands(op, torch.device("cpu"), torch.float32))
+    side.prepare_backward()
+    torch.testing.assert_close(side.pass_back(), side.pass_back())
 
 
 def test_the_compiled_reference_is_called_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ def test_times_outlive_a_failure_to_measure_memory(
 
 def test_backward_of_the_compiled_reference_can_be_repeated() -> None:
     graph = build(load("news", quick=True)[0])
-    (op,) = (op for op in measured_ops(graph, None) if op.name == "relation_attention")
+    (op,) = (op for op in measured_ops(graph, None) if op.name == "relation_mean")
     (peer,) = (p for p in _kernels.peers_of(op, graph, 2) if p.name == COMPILED)
     assert peer.call is not None
     side = Side(peer.call, operands(op, torch.device("cpu"), torch.float32))

@@ -104,16 +104,3 @@ def check_shapes(
     # As in torch_scatter, an index that is expanded to nothing says nothing.
     given = index if src.numel() else index.new_empty(0)
     return index.view(shape), dim, Values(given, size, bound)
-
-
-def check(
-    src: Tensor,
-    index: Tensor,
-    dim: int,
-    out: Tensor | None,
-    dim_size: int | None,
-    size_name: str = "dim_size",
-) -> tuple[Tensor, int, int]:
-    """Validates; returns index shaped to broadcast against src, dim >= 0, and the output size."""
-    index, dim, values = check_shapes(src, index, dim, out, dim_size, size_name)
-    return index, dim, values.checked()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kgrec_fast import _library
 from kgrec_fast.ops import _common
-from kgrec_fast.ops._scatter_index import Values, check, check_dim, check_shapes
+from kgrec_fast.ops._scatter_index import Values, check_dim, check_shapes
 from kgrec_fast.ops.segment import (
     FLOATS,
     INTEGERS,
@@ -136,7 +136,8 @@ def scatter_sum_reference(
 ) -> Tensor:
     """`scatter_sum` in plain PyTorch."""
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = check(src, index, dim, out, dim_size)
+    index, dim, values = check_shapes(src, index, dim, out, dim_size)
+    size = values.checked()
     total = _sum_reference(src, index, dim, size)
     return total if out is None else _accumulate(out, total)
 
@@ -150,7 +151,8 @@ def scatter_mean_reference(
 ) -> Tensor:
     """`scatter_mean` in plain PyTorch."""
     check_src(src, FLOATS + INTEGERS)
-    index, dim, size = check(src, index, dim, out, dim_size)
+    index, dim, values = check_shapes(src, index, dim, out, dim_size)
+    size = values.checked()
     _check_mean_out(index, dim, out)
     total = _sum_reference(widened(src), index, dim, size)
     if out is not None:
@@ -168,7 +170,8 @@ def _softmax(
     """Validates, and hands rows [E, F] with their index [E] and its bound to softmax."""
     if index is None:
         raise ValueError("index and ptr are both None, expected one of them")
-    index, dim, size = check(src, index, dim, None, num_nodes, "num_nodes")
+    index, dim, values = check_shapes(src, index, dim, None, num_nodes, "num_nodes")
+    size = values.checked()
     if src.numel() == 0:
         return src.clone()
     if index.numel() > index.size(dim):

@@ -178,6 +178,7 @@ def train(
             else:
                 folder.write_config(config)
             trainer = Trainer(model, data, config, folder, ConsoleReporter(console))
+    keep_freed_memory()  # again: the data may have taken what the first call asked for
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     # Here only errors made for users are theirs; anything else deserves its traceback.
     with mistakes(CheckpointError), mistakes(TrainingError, exit_code=1):

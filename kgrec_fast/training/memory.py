@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
+from pathlib import Path
 
-# Parameters of glibc's mallopt.
-_TRIM_THRESHOLD = -1
-_MMAP_THRESHOLD = -3
-_KEEP = 2**30
+# Parameters of glibc's mallopt, and what they are set to.
+_TRIM_THRESHOLD, _NEVER = -1, -1
+_MMAP_THRESHOLD, _LARGEST = -3, 2**30
+_RESERVED = _LARGEST - 2**12  # still from the heap
 
 
 def keep_freed_memory() -> bool:
@@ -18,10 +20,41 @@ def keep_freed_memory() -> bool:
     4,000 a step on ml-100k. The setting holds for the whole process and is therefore for programs
     to choose, not for libraries: the command line does.
 
+    Then the heap is extended by up to 1 GiB of addresses, and Linux is asked to back it with huge
+    pages as these are first written: a gather of random rows looks up the page of each, and a
+    processor remembers some thousand pages at most. What is resident already keeps its small pages,
+    and what lies beyond gets small ones: call this at the start of a program, and again when a
+    large model was built.
+
     Returns:
-        Whether the allocator is glibc's and took the setting.
+        Whether the allocator is glibc's and took the setting. Huge pages are used where the system
+        offers them.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return all(mallopt(name, _KEEP) == 1 for name in (_MMAP_THRESHOLD, _TRIM_THRESHOLD))
+    libc = ctypes.CDLL(None)
+    settings = ((_MMAP_THRESHOLD, _LARGEST), (_TRIM_THRESHOLD, _NEVER))
+    if not all(libc.mallopt(name, value) == 1 for name, value in settings):
+        return False
+    _use_huge_pages(libc)
+    return True
+
+
+def _use_huge_pages(libc: ctypes.CDLL) -> None:
+    """Asks for huge pages under the heap, after it was made larger. Refusals change nothing."""
+    advise = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advise is None:
+        return
+    libc.malloc.restype = ctypes.c_void_p
+    libc.malloc.argtypes = [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.free(libc.malloc(_RESERVED))  # None, where there is no room, may be freed
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in maps:
+        if line.endswith("[heap]"):
+            begin, end = (int(address, 16) for address in line.split()[0].split("-"))
+            libc.madvise(begin, end - begin, advise)

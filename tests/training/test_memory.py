@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import resource, sys, torch
@@ -33,3 +34,23 @@ def test_freed_memory_is_kept() -> None:
     assert taken == 1
     assert faults < pages // 20
     assert run("default")[1] > 10 * max(faults, 1)
+
+
+FLAGS_OF_HEAP = """
+import re, torch
+from kgrec_fast.training.memory import keep_freed_memory
+keep_freed_memory()
+keep_freed_memory()
+x = torch.ones(1 << 24)
+area = re.compile("^([0-9a-f]+)-([0-9a-f]+) rw-p .*?^VmFlags: (.*?)$", re.DOTALL | re.MULTILINE)
+for begin, end, flags in area.findall(open("/proc/self/smaps").read()):
+    if int(begin, 16) <= x.data_ptr() < int(end, 16):
+        print(flags)
+"""
+
+
+def test_huge_pages_are_asked_for() -> None:
+    command = [sys.executable, "-c", FLAGS_OF_HEAP]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    offered = Path("/sys/kernel/mm/transparent_hugepage").exists()
+    assert ("hg" in done.stdout.split()) == offered

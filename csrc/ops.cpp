@@ -23,6 +23,14 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor relation, Tensor? out, Tensor lse, Tensor weight, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask, int num_heads, Tensor? zero_edges) -> (Tensor, Tensor, Tensor)");
 
+  m.def("project(Tensor x, Tensor weight) -> Tensor");
+  m.def(
+      "project_backward_onto(Tensor(a!) grad_x, Tensor grad_out, Tensor x, Tensor weight) -> Tensor");
+  m.def("projection_head(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor");
+  m.def(
+      "projection_head_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   m.def(
       "rationale_scores(Tensor query, Tensor? relation, Tensor[] graph, Tensor? row_mask, "
       "int num_heads) -> (Tensor, Tensor)");

@@ -19,6 +19,12 @@ import torch
 
 ISA_NAMES = ("baseline", "avx2", "avx512")
 MIN_TORCH = (2, 10)
+
+# Ops without a CUDA kernel: in their place CUDA tensors take torch's own.
+CPU_ONLY = frozenset(
+    ("project", "project_backward_onto", "projection_head", "projection_head_backward")
+)
+
 BUILD = "build it here with `pip install --no-build-isolation .` in the sources of kgrec_fast"
 BUILD_CUDA = BUILD.replace("pip", "KGREC_FAST_CUDA=1 pip")
 
@@ -103,7 +109,7 @@ def _why_not_on_cuda(index: int | None) -> str | None:
     if CUDA.error is not None:
         return CUDA.error
     if not cuda_is_complete():
-        return f"so far {len(cuda_op_names())} of {len(op_names())} ops have CUDA kernels"
+        return f"so far {len(cuda_op_names())} of {len(ops_for_cuda())} ops have CUDA kernels"
     if index is None:
         index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     return _why_not_on_card(index)
@@ -183,6 +189,11 @@ def op_names() -> list[str]:
     return sorted(name[len(prefix) :] for name in names if not name.startswith(prefix + "_"))
 
 
+def ops_for_cuda() -> list[str]:
+    """Those of `op_names` that are to have a CUDA implementation."""
+    return [name for name in op_names() if name not in CPU_ONLY]
+
+
 def cuda_op_names() -> list[str]:
     """Those of `op_names` with a CUDA implementation."""
     has = torch._C._dispatch_has_kernel_for_dispatch_key
@@ -199,5 +210,5 @@ def cuda_architectures() -> list[int]:
 
 @cache
 def cuda_is_complete() -> bool:
-    """Whether every op has a CUDA implementation; until then CUDA tensors take the references."""
-    return CUDA.loaded and cuda_op_names() == op_names()
+    """Whether all of `ops_for_cuda` are there; until then CUDA tensors take the references."""
+    return CUDA.loaded and cuda_op_names() == ops_for_cuda()

@@ -37,7 +37,7 @@ def describe() -> dict[str, str]:
         "library _C_cuda": libraries["_C_cuda"],
         "cuda architectures": ", ".join(f"sm_{x}" for x in _library.cuda_architectures())
         or "none loaded",
-        "ops on cuda": f"{len(on_cuda)} of {len(_library.op_names())}"
+        "ops on cuda": f"{len(on_cuda)} of {len(_library.ops_for_cuda())}"
         f"{': ' if on_cuda else ''}{', '.join(on_cuda)}",
         "cuda tensors": f"reference ops{detail}" if why_not else "native kernels",
         "cpu isa": f"{_library.isa()} (this machine has: "

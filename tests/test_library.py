@@ -26,7 +26,7 @@ def test_info_names_what_is_loaded() -> None:
     assert facts["library _C"].startswith("loaded from")
     assert facts["library _C_cuda"].startswith("loaded from" if _library.CUDA.loaded else "not ")
     count, total = re.match(r"(\d+) of (\d+)", facts["ops on cuda"]).groups()  # type: ignore
-    assert (int(count), int(total)) == (len(_library.cuda_op_names()), len(_library.op_names()))
+    assert (int(count), int(total)) == (len(_library.cuda_op_names()), len(_library.ops_for_cuda()))
     assert facts["ops on cuda"].count(",") == max(int(count) - 1, 0)
 
 
@@ -36,7 +36,7 @@ def test_cuda_ops_are_there_where_their_library_is() -> None:
         assert _library.cuda_architectures() == []
         assert info.describe()["cuda architectures"] == "none loaded"
         return
-    assert _library.cuda_op_names() == _library.op_names()
+    assert _library.cuda_op_names() == _library.ops_for_cuda()
     assert _library.cuda_is_complete()
     architectures = _library.cuda_architectures()
     assert architectures == sorted(set(architectures))
@@ -112,7 +112,7 @@ def cuda_loaded(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]
     """As where the CUDA library is loaded, with every op in it, and has warned of nothing."""
     caches = (_library.cuda_is_complete, _library._why_not_on_card)
     monkeypatch.setattr(_library, "CUDA", _library.Library("_C_cuda", None, None))
-    monkeypatch.setattr(_library, "cuda_op_names", _library.op_names)
+    monkeypatch.setattr(_library, "cuda_op_names", _library.ops_for_cuda)
     monkeypatch.setattr(_library, "_warned", False)
     for cached in caches:
         cached.cache_clear()
@@ -177,7 +177,7 @@ def test_the_choice_on_cuda_can_be_compiled(cuda_loaded: pytest.MonkeyPatch) -> 
 def test_cuda_is_native_once_every_op_is_there(
     missing: list[str], cuda_loaded: pytest.MonkeyPatch
 ) -> None:
-    names = [name for name in _library.op_names() if name not in missing]
+    names = [name for name in _library.ops_for_cuda() if name not in missing]
     cuda_loaded.setattr(_library, "cuda_op_names", lambda: names)
     cuda_loaded.setattr(torch.cuda, "is_available", lambda: False)
     device = torch.device("cuda")

@@ -21,6 +21,7 @@ from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
 from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
 from kgrec_fast.nn.edge_layer import EdgeLayer
+from kgrec_fast.ops._projection import project
 
 
 class KGRec(EdgeListSampling, nn.Module):
@@ -205,7 +206,7 @@ class KGRec(EdgeListSampling, nn.Module):
         if rng is None:
             rng = draw_rng(self.kg.device)
         if query is None:
-            query = self._tables()[1] @ self.gcn.W_Q
+            query = project(self._tables()[1], self.gcn.W_Q)
         sampled = self.sampler.sample_edges(self.kg, rng)
         scores, _ = ops.rationale_scores(
             query,
@@ -252,8 +253,7 @@ class KGRec(EdgeListSampling, nn.Module):
             ``item_ids`` (empty where these are None), reconstruction loss, contrast loss.
         """
         users, entities = self._tables()
-        with torch.no_grad():
-            query = entities @ self.gcn.W_Q  # for the rationale scores and the first hop
+        query = project(entities, self.gcn.W_Q)  # for the rationale scores and the first hop
         if masks is None:
             masks = self.draw_masks(rng, query)
         kg, inter = self.kg, self.interactions

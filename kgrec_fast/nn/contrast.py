@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kgrec_fast.ops import contrast_loss
+from kgrec_fast.ops import contrast_loss, projection_head
+
+
+class ProjectionHead(nn.Sequential):
+    """Linear layer, ReLU, linear layer, computed at once; see :func:`ops.projection_head`.
+
+    Hooks of the layers inside do not run.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
+        return projection_head(x, first.weight, first.bias, last.weight, last.bias)
 
 
 class Contrast(nn.Module):
@@ -38,12 +53,8 @@ class Contrast(nn.Module):
             raise ValueError(f"tau is {tau}, expected a finite number above 0")
         self.num_hidden = num_hidden
         self.tau = tau
-        self.mlp1 = self._mlp(num_hidden)
-        self.mlp2 = self._mlp(num_hidden)
-
-    @staticmethod
-    def _mlp(width: int) -> nn.Sequential:
-        return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.mlp1 = ProjectionHead(num_hidden)
+        self.mlp2 = ProjectionHead(num_hidden)
 
     def sim(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Cosine similarity [n, m] of each row of ``z1`` [n, D] with each of ``z2`` [m, D]."""

@@ -21,6 +21,7 @@ from kgrec_fast.ops.projected_attention import (
     projected_attention,
     projected_attention_reference,
 )
+from kgrec_fast.ops.projection_head import projection_head, projection_head_reference
 from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_reference
 from kgrec_fast.ops.reconstruction_loss import reconstruction_loss, reconstruction_loss_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
@@ -101,6 +102,8 @@ __all__ = [
     "masked_edges_reference",
     "projected_attention",
     "projected_attention_reference",
+    "projection_head",
+    "projection_head_reference",
     "random_permutation",
     "random_permutation_reference",
     "rationale_scores",

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from kgrec_fast.graph import EdgeMask, RelGraph
 from kgrec_fast.ops import _common
+from kgrec_fast.ops._projection import project, project_backward_onto
 from kgrec_fast.ops.relation_attention import (
     as_zero_edges,
     output_for_backward,
@@ -68,7 +69,7 @@ def projected_attention(
     mask = _common.prepare_mask(graph, edge_mask)
     row_mask, col_mask = _common.mask_tensors(mask, columns=True)
     if query is None:
-        query = x.detach() @ weight.detach()
+        query = project(x, weight)
     out, lse = _ProjectedAttention.apply(
         x, weight, relation, query.detach(), row_mask, col_mask, zero_edges, num_heads,
         *graph.tensors(True),
@@ -148,7 +149,7 @@ def attention_and_mean(
     masks = (mask, None if one_mask else mean_mask)
     columns = (m for mask in masks for m in _common.mask_tensors(mask, columns=True))
     if query is None:
-        query = x.detach() @ weight.detach()
+        query = project(x, weight)
     outputs: tuple[Tensor, Tensor] = _AttentionAndMean.apply(
         x, weight, relation, query.detach(), *columns, one_mask, num_heads, *graph.tensors(True)
     )
@@ -195,6 +196,8 @@ def _project_back(
 ) -> Tensor | None:
     """Adds what ``query = x @ weight`` gives to the gradient of x; returns that of weight."""
     needs_x, needs_weight = ctx.needs_input_grad[:2]
+    if needs_x and needs_weight:
+        return project_backward_onto(grad_x, grad_query, x, weight)
     grad_weight = x.t() @ grad_query if needs_weight else None
     if needs_x:
         grad_x.addmm_(grad_query, weight.t())

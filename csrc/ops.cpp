@@ -25,7 +25,8 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
 
   m.def("project(Tensor x, Tensor weight) -> Tensor");
   m.def(
-      "project_backward_onto(Tensor(a!) grad_x, Tensor grad_out, Tensor x, Tensor weight) -> Tensor");
+      "project_backward_onto(Tensor(a!) grad_x, Tensor grad_out, Tensor x, Tensor weight) -> "
+      "Tensor");
   m.def("projection_head(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2) -> Tensor");
   m.def(
       "projection_head_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2) -> "
@@ -51,6 +52,10 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "edge_dot(Tensor row_side, Tensor col_side, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask) -> Tensor");
+
+  m.def(
+      "edge_subgraph(Tensor[] graph, Tensor row_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   m.def("segment_sum(Tensor src, Tensor ptr) -> Tensor");
   m.def("segment_mean(Tensor src, Tensor ptr) -> Tensor");

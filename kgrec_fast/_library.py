@@ -22,7 +22,13 @@ MIN_TORCH = (2, 10)
 
 # Ops without a CUDA kernel: in their place CUDA tensors take torch's own.
 CPU_ONLY = frozenset(
-    ("project", "project_backward_onto", "projection_head", "projection_head_backward")
+    (
+        "edge_subgraph",
+        "project",
+        "project_backward_onto",
+        "projection_head",
+        "projection_head_backward",
+    )
 )
 
 BUILD = "build it here with `pip install --no-build-isolation .` in the sources of kgrec_fast"

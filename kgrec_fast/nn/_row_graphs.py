@@ -1,8 +1,7 @@
-"""The edges of a few rows, as graphs of their own: what the last hop of a batch reads.
+"""Some of the edges as graphs of their own: those of a few rows, or those that a mask keeps.
 
-A mask that leaves out the edges of all other rows says the same, but a pass over it still looks at
-every edge and writes every row. How many edges these rows have depends on data, so this is for the
-CPU in eager mode; elsewhere a mask serves.
+A mask says the same, but a pass over it still looks at every edge, and writes every row. How many
+edges there are depends on data, so this is for the CPU in eager mode; elsewhere a mask serves.
 """
 
 from __future__ import annotations
@@ -11,16 +10,43 @@ import torch
 from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.ops import edge_subgraph
 from kgrec_fast.ops._common import keeps_to_ops, readable
 
 # Rows of the graph for one that is read, from which on a graph of their own pays.
 SPARSE = 4
+# Edges from which on a subgraph of those that a mask keeps pays for a propagation (measured).
+MANY_EDGES = 1 << 17
+
+
+def _may_ask(x: Tensor) -> bool:
+    """Whether shapes may depend on values of ``x``."""
+    return readable(x) and not keeps_to_ops()
 
 
 def pays(graph: RelGraph | InteractionGraph, ids: Tensor) -> bool:
     """Whether the rows ``ids`` (int64) are few, and how many edges they have may be asked."""
-    few = SPARSE * ids.numel() <= graph.num_rows
-    return few and readable(ids) and not keeps_to_ops()
+    return SPARSE * ids.numel() <= graph.num_rows and _may_ask(ids)
+
+
+def unmasked(
+    graph: InteractionGraph, weight: Tensor | None, mask: EdgeMask | None
+) -> tuple[InteractionGraph, Tensor | None, EdgeMask | None]:
+    """The interactions that a mask keeps, for several passes over them, their weights, and no mask.
+
+    Where their number may not be asked, or all are few, all of them and the mask.
+
+    Args:
+        graph: All interactions.
+        weight: [M], their weights in the caller's order, or None.
+        mask: Which interactions count; None for all.
+    """
+    if mask is None or graph.num_edges < MANY_EDGES or not _may_ask(mask.row):
+        return graph, weight, mask
+    kept, position = edge_subgraph(graph, mask)
+    if weight is not None:
+        weight = weight.index_select(0, graph.perm.index_select(0, position))
+    return kept, weight, None
 
 
 def _edges_of(

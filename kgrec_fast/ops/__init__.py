@@ -15,6 +15,7 @@ from kgrec_fast.ops.dropout_normalize_add import (
     dropout_normalize_add_reference,
 )
 from kgrec_fast.ops.edge_score_means import edge_score_means, edge_score_means_reference
+from kgrec_fast.ops.edge_subgraph import edge_subgraph, edge_subgraph_reference
 from kgrec_fast.ops.projected_attention import (
     attention_and_mean,
     attention_and_mean_reference,
@@ -92,6 +93,8 @@ __all__ = [
     "edge_dot_reference",
     "edge_score_means",
     "edge_score_means_reference",
+    "edge_subgraph",
+    "edge_subgraph_reference",
     "gumbel_noise",
     "gumbel_noise_reference",
     "gumbel_topk",

@@ -15,8 +15,8 @@ from kgrec_fast.ops._common import keeps_to_ops, readable
 
 # Rows of the graph for one that is read, from which on a graph of their own pays.
 SPARSE = 4
-# Edges from which on a subgraph of those that a mask keeps pays for a propagation (measured).
-MANY_EDGES = 1 << 17
+# Interactions from which on a subgraph of those that a mask keeps pays (measured).
+MANY_INTERACTIONS = 1 << 17
 
 
 def _may_ask(x: Tensor) -> bool:
@@ -29,7 +29,7 @@ def pays(graph: RelGraph | InteractionGraph, ids: Tensor) -> bool:
     return SPARSE * ids.numel() <= graph.num_rows and _may_ask(ids)
 
 
-def unmasked(
+def unmasked_interactions(
     graph: InteractionGraph, weight: Tensor | None, mask: EdgeMask | None
 ) -> tuple[InteractionGraph, Tensor | None, EdgeMask | None]:
     """The interactions that a mask keeps, for several passes over them, their weights, and no mask.
@@ -41,12 +41,22 @@ def unmasked(
         weight: [M], their weights in the caller's order, or None.
         mask: Which interactions count; None for all.
     """
-    if mask is None or graph.num_edges < MANY_EDGES or not _may_ask(mask.row):
+    if mask is None or graph.num_edges < MANY_INTERACTIONS or not _may_ask(mask.row):
         return graph, weight, mask
     kept, position = edge_subgraph(graph, mask)
     if weight is not None:
         weight = weight.index_select(0, graph.perm.index_select(0, position))
     return kept, weight, None
+
+
+def unmasked_triples(graph: RelGraph, mask: EdgeMask | None) -> tuple[RelGraph, EdgeMask | None]:
+    """The triples that a mask keeps, for attention over them and its gradients, and no mask.
+
+    Where their number may not be asked, all of them and the mask.
+    """
+    if mask is None or not _may_ask(mask.row):
+        return graph, mask
+    return edge_subgraph(graph, mask)[0], None
 
 
 def _edges_of(

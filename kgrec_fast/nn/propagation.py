@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import narrowed_mask
-from kgrec_fast.nn._row_graphs import interactions_of, pays, triples_of, unmasked
+from kgrec_fast.nn._row_graphs import (
+    interactions_of,
+    pays,
+    triples_of,
+    unmasked_interactions,
+    unmasked_triples,
+)
 from kgrec_fast.nn._rows import among, only_rows, readers, within
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
@@ -138,7 +144,7 @@ class Propagation(nn.Module):
                 inter_mask = None
             else:
                 inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
-        inter, weight, inter_mask = unmasked(inter, weight, inter_mask)
+        inter, weight, inter_mask = unmasked_interactions(inter, weight, inter_mask)
         for hop in range(self.n_hops):
             ids = entity_ids if hop == self.n_hops - 1 else None
             if hop == 1:
@@ -206,7 +212,7 @@ class Propagation(nn.Module):
             user_weight: In their place [U], where all interactions of a user weigh the same.
         """
         item_res = item_emb
-        inter, weight, inter_mask = unmasked(inter, weight, inter_mask)
+        inter, weight, inter_mask = unmasked_interactions(inter, weight, inter_mask)
         for hop in range(self.n_hops):
             item_agg = ops.weighted_aggregate(
                 user_emb, weight, inter, True, inter_mask, row_weight=user_weight
@@ -284,15 +290,17 @@ class Propagation(nn.Module):
         """
         if self.n_hops < 2:
             return None, None
+        graph, edge_mask = unmasked_triples(hops.first, edge_mask)
         return ops.attention_and_mean(
             entity_emb,
             self.W_Q,
             self.relation,
-            hops.first,
+            graph,
             self.n_heads,
             edge_mask,
             mean_mask,
             query,
+            mean_graph=hops.first,
         )
 
     # -- parts ------------------------------------------------------------------------------------

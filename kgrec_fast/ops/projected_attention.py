@@ -122,12 +122,15 @@ def attention_and_mean(
     edge_mask: EdgeMask | Tensor | None = None,
     mean_mask: EdgeMask | Tensor | None = None,
     query: Tensor | None = None,
+    mean_graph: RelGraph | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`projected_attention` and `relation_mean` of one `x`: the first hops of both views of KGRec.
 
     Args:
         x, weight, relation, graph, num_heads, edge_mask, query: as in `projected_attention`.
         mean_mask: edges that the mean takes, as `edge_mask`.
+        mean_graph: the graph of the mean and of its mask, where it is another: of as many rows,
+            columns and relations.
 
     Returns:
         Attention and mean, [num_rows, D] each.
@@ -138,22 +141,47 @@ def attention_and_mean(
         TypeError, ValueError: an operand's type, shape, dtype or device does not fit.
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
+    mean_graph = _like(graph, mean_graph)
     fused = _common.wants_grad(x, weight, relation) and _common.runs_native(x.device)
     if not fused or _common.keeps_to_ops():
         out = projected_attention(x, weight, relation, graph, num_heads, edge_mask, False, query)
-        return out, relation_mean(x, relation, graph, mean_mask)  # type: ignore[return-value]
+        return out, relation_mean(x, relation, mean_graph, mean_mask)  # type: ignore[return-value]
     _common.check_heads(num_heads, x.size(1))
-    mask, mean_mask = (_common.prepare_mask(graph, mask) for mask in (edge_mask, mean_mask))
+    mask = _common.prepare_mask(graph, edge_mask)
+    mean_mask = _common.prepare_mask(mean_graph, mean_mask)
     # torch.compile takes no tensor twice.
     one_mask = mask is mean_mask
     masks = (mask, None if one_mask else mean_mask)
     columns = (m for mask in masks for m in _common.mask_tensors(mask, columns=True))
+    graphs = graph.tensors(True)
+    more = [] if mean_graph is graph else mean_graph.tensors(True)
     if query is None:
         query = project(x, weight)
     outputs: tuple[Tensor, Tensor] = _AttentionAndMean.apply(
-        x, weight, relation, query.detach(), *columns, one_mask, num_heads, *graph.tensors(True)
+        x,
+        weight,
+        relation,
+        query.detach(),
+        *columns,
+        one_mask,
+        num_heads,
+        len(graphs),
+        *graphs,
+        *more,
     )
     return outputs
+
+
+def _like(graph: RelGraph, other: RelGraph | None) -> RelGraph:
+    if other is None:
+        return graph
+    _common.check_graph(other, RelGraph)
+    for size in ("num_rows", "num_cols", "num_relations"):
+        found, expected = getattr(other, size), getattr(graph, size)
+        if found != expected:
+            raise ValueError(f"mean_graph has {size} {found}, expected {expected}, as graph")
+    _common.check_device("mean_graph", other.rowptr, graph.device)
+    return other
 
 
 def attention_and_mean_reference(
@@ -165,10 +193,12 @@ def attention_and_mean_reference(
     edge_mask: EdgeMask | Tensor | None = None,
     mean_mask: EdgeMask | Tensor | None = None,
     query: Tensor | None = None,
+    mean_graph: RelGraph | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`attention_and_mean` in plain PyTorch."""
     out = projected_attention_reference(x, weight, relation, graph, num_heads, edge_mask)
-    return out, relation_mean_reference(x, relation, graph, mean_mask)  # type: ignore[return-value]
+    mean = relation_mean_reference(x, relation, _like(graph, mean_graph), mean_mask)
+    return out, mean  # type: ignore[return-value]
 
 
 def _attention_backward(
@@ -204,6 +234,11 @@ def _project_back(
     return grad_weight
 
 
+def _two_graphs(tensors: tuple[Tensor, ...], first: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The first so many tensors, a graph, and the rest, another; without a rest the first again."""
+    return list(tensors[:first]), list(tensors[first:] or tensors)
+
+
 class _AttentionAndMean(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -218,20 +253,22 @@ class _AttentionAndMean(torch.autograd.Function):
         mean_col_mask: Tensor | None,
         one_mask: bool,
         num_heads: int,
-        *graph: Tensor,
+        first_graph: int,
+        *graphs: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        graph, mean_graph = _two_graphs(graphs, first_graph)
         out, lse, edge_weight = torch.ops.kgrec_fast.relation_attention(
             query, x, relation, graph, row_mask, col_mask, num_heads, True, None
         )
         if one_mask:
             mean_row_mask, mean_col_mask = row_mask, col_mask
         mean, inverse_count = torch.ops.kgrec_fast.relation_mean(
-            x, relation, graph, mean_row_mask, mean_col_mask
+            x, relation, mean_graph, mean_row_mask, mean_col_mask
         )
-        ctx.num_heads = num_heads
+        ctx.num_heads, ctx.first_graph = num_heads, first_graph
         ctx.save_for_backward(
             query, x, relation, output_for_backward(out), lse, edge_weight, weight, inverse_count,
-            row_mask, col_mask, mean_row_mask, mean_col_mask, *graph,
+            row_mask, col_mask, mean_row_mask, mean_col_mask, *graphs,
         )  # fmt: skip
         return out.to(x.dtype), mean
 
@@ -240,22 +277,23 @@ class _AttentionAndMean(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
         saved, (weight, inverse_count) = ctx.saved_tensors[:6], ctx.saved_tensors[6:8]
         masks, mean_masks = ctx.saved_tensors[8:10], ctx.saved_tensors[10:12]
-        graph = list(ctx.saved_tensors[12:])
+        graphs = ctx.saved_tensors[12:]
+        graph, mean_graph = _two_graphs(graphs, ctx.first_graph)
         _, x, relation = saved[:3]
         grad_query, grad_x, grad_relation = _attention_backward(
             grad_out, None, saved, masks, graph, ctx.num_heads
         )
         if grad_x.dtype == _common.accumulate_dtype(grad_x.dtype):
             more_relation = torch.ops.kgrec_fast.relation_mean_backward_onto(
-                grad_x, grad_mean, x, relation, inverse_count, graph, *mean_masks
+                grad_x, grad_mean, x, relation, inverse_count, mean_graph, *mean_masks
             )
         else:  # sums would be rounded in between
             more_x, more_relation = torch.ops.kgrec_fast.relation_mean_backward(
-                grad_mean, x, relation, inverse_count, graph, *mean_masks
+                grad_mean, x, relation, inverse_count, mean_graph, *mean_masks
             )
             grad_x += more_x
         grad_weight = _project_back(ctx, x, weight, grad_query, grad_x)
-        return grad_x, grad_weight, grad_relation + more_relation, *[None] * (7 + len(graph))
+        return grad_x, grad_weight, grad_relation + more_relation, *[None] * (8 + len(graphs))
 
 
 class _ProjectedAttention(torch.autograd.Function):

@@ -64,6 +64,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("segment_softmax_backward(Tensor grad_out, Tensor out, Tensor ptr) -> Tensor");
 
   m.def("scatter_sum(Tensor src, Tensor index, int size) -> Tensor");
+  m.def("scatter_add_(Tensor(a!) x, Tensor src, Tensor index, bool include_self) -> ()");
   m.def("scatter_softmax(Tensor src, Tensor index, int size) -> Tensor");
   m.def("scatter_softmax_backward(Tensor grad_out, Tensor out, Tensor index, int size) -> Tensor");
 

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kgrec_fast import InteractionGraph, RelGraph, _library, ops
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.nn import Contrast
+from kgrec_fast.nn._rows import readers
 from kgrec_fast.ops.random import Stream, random_bits, random_bits_reference
 from kgrec_fast.training.optimizer import make_adam
 from kgrec_fast.training.steps import CapturedStep, PlainStep
@@ -297,6 +298,8 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
         selections(*selection_operands(9, device))
         sample(device, torch.tensor(RNG, device=device))
         Contrast(16).to(device).mlp1(torch.ones(3, 16, device=device)).sum().backward()
+        x = torch.ones(3, 4, device=device, requires_grad=True)
+        readers(x, torch.tensor([2], device=device))[0].sum().backward()
     called = {name for name, where in recorder.seen if where == device.type}
     if device.type == "cuda":
         assert _library.cuda_is_complete()

@@ -151,6 +151,43 @@ Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size)
   return out;
 }
 
+// Adds the rows of src [rows, width] to the rows index [rows] of x [size, width]; without
+// include_self to zero in their place. Threads share the columns, whole lines of the cache each.
+void scatter_add_(Tensor x, const Tensor& src_any, const Tensor& index_any, bool include_self) {
+  ScatterParams params;
+  params.dtype = dtype_of(x, "x");
+  // Sums of half types would be rounded after each term.
+  STD_TORCH_CHECK(element_bytes(params.dtype) > 2, "x is expected in float32 or float64");
+  const Tensor src = operand(src_any, "src", 0, operand(x, "x", 0, x));
+  STD_TORCH_CHECK(
+      (x.size(1) <= 1 || x.stride(1) == 1) && (x.size(0) <= 1 || x.stride(0) >= x.size(1)),
+      "x is expected with unit stride in rows that do not overlap");
+  STD_TORCH_CHECK(
+      index_any.scalar_type() == ScalarType::Long, "index has dtype ",
+      torch::headeronly::toString(index_any.scalar_type()), ", expected int64");
+  const Tensor index = torch::stable::contiguous(index_any);
+  params.rows = src.size(0);
+  params.width = x.size(1);
+  params.size = x.size(0);
+  params.index = flat<int64_t>(index, "index", params.rows);
+  params.src = src.const_data_ptr();
+  params.src_stride = src.stride(0);
+  params.out = x.mutable_data_ptr();
+  params.out_stride = x.stride(0);
+  look_at_index(params);
+  if (params.rows == 0 || params.width == 0) {
+    return;
+  }
+  const int64_t columns = kLineBytes / int64_t(x.element_size());
+  const int64_t blocks = (params.width + columns - 1) / columns;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / (params.rows * columns));
+  torch::stable::parallel_for(0, blocks, grain, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(
+        scatter_add_columns, params, include_self, begin * columns,
+        std::min(end * columns, params.width));
+  });
+}
+
 // src [rows, width], index [rows]
 Tensor scatter_softmax(const Tensor& src_any, const Tensor& index_any, int64_t size) {
   STD_TORCH_CHECK(src_any.dim() == 2, "src is expected with two dimensions");
@@ -225,6 +262,7 @@ Tensor scatter_softmax_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CPU, m) {
   m.impl("scatter_sum", TORCH_BOX(&kgrec::cpu::scatter_sum));
+  m.impl("scatter_add_", TORCH_BOX(&kgrec::cpu::scatter_add_));
   m.impl("scatter_softmax", TORCH_BOX(&kgrec::cpu::scatter_softmax));
   m.impl("scatter_softmax_backward", TORCH_BOX(&kgrec::cpu::scatter_softmax_backward));
 }

@@ -5,6 +5,8 @@
 
 namespace kgrec::cpu {
 
+constexpr int64_t kLineBytes = 64;  // of a cache
+
 // Threads share the rows of the result, not those of src: each walks the whole index and adds what
 // falls into its range, in the order of src. So no order of threads shows in the result, nothing is
 // sorted, and nothing is added atomically.
@@ -21,6 +23,8 @@ struct ScatterParams {
   void* sum = nullptr;         // [batches, size, width] accumulate type
   void* top = nullptr;         // [size, width] accumulate type
   void* work = nullptr;        // [rows, width] accumulate type
+  int64_t src_stride = 0;      // from row to row, where rows are added in place
+  int64_t out_stride = 0;
 };
 
 }  // namespace kgrec::cpu

@@ -45,6 +45,27 @@ void sum_range(const ScatterParams& p, int64_t batch, int64_t begin, int64_t end
   }
 }
 
+// Columns [begin, end) of the rows of src are added to those of out.
+template <class T>
+void add_columns(const ScatterParams& p, bool include_self, int64_t begin, int64_t end) {
+  constexpr int64_t kAhead = 8;  // rows that are asked for that long before
+  T* out = static_cast<T*>(p.out);
+  const T* src = static_cast<const T*>(p.src);
+  const auto columns_of = [&](int64_t e) { return out + p.index[e] * p.out_stride + begin; };
+  for (int64_t e = 0; !include_self && e < p.rows; ++e) {
+    std::fill_n(columns_of(e), end - begin, T{});
+  }
+  for (int64_t e = 0; e < p.rows; ++e) {
+    if (e + kAhead < p.rows) {
+      const T* ahead = columns_of(e + kAhead);
+      for (int64_t j = 0; j < end - begin; j += kLineBytes / int64_t(sizeof(T))) {
+        __builtin_prefetch(ahead + j, 1);
+      }
+    }
+    add_row(src + e * p.src_stride + begin, columns_of(e), end - begin);
+  }
+}
+
 template <class T>
 KGREC_INLINE acc_t<T> scalar(const T* p) {
   if constexpr (sizeof(T) == 2) {
@@ -150,6 +171,14 @@ void scatter_look(
 
 void scatter_sum_range(const ScatterParams& p, int64_t batch, int64_t begin, int64_t end) {
   for_dtype(p.dtype, [&](auto t) { sum_range<decltype(t)>(p, batch, begin, end); });
+}
+
+void scatter_add_columns(const ScatterParams& p, bool include_self, int64_t begin, int64_t end) {
+  for_dtype(p.dtype, [&](auto t) {
+    if constexpr (sizeof(t) > 2) {
+      add_columns<decltype(t)>(p, include_self, begin, end);
+    }
+  });
 }
 
 void scatter_top_range(const ScatterParams& p, int64_t begin, int64_t end) {

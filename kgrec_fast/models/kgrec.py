@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -230,27 +230,27 @@ class KGRec(EdgeListSampling, nn.Module):
         Returns:
             Users [U, D], entities [N, D], reconstruction loss and contrast loss (scalars).
         """
-        user_sum, entity_sum, _, _, mae_loss, cl_loss = self._step(masks)
-        (users, entities), rows = self._tables(), entity_sum.shape[0]
+        users, entity_sum, _, mae_loss, cl_loss = self._step(masks)
+        entities, rows = self._tables()[1], entity_sum.shape[0]
         propagated = torch.cat([entities[:rows] + entity_sum, entities[rows:]])
-        return users + user_sum, propagated, mae_loss, cl_loss
+        return users, propagated, mae_loss, cl_loss
 
     def _step(
         self,
         masks: StepMasks | None,
         rng: Tensor | None = None,
         user_ids: Tensor | None = None,
-        item_ids: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        item_ids: Sequence[Tensor] = (),
+    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor, Tensor]:
         """One step up to the losses that need no batch.
 
         No shape depends on data, and nothing waits for the device. With ids (int64) of the users
         and items that a batch reads, no work is done for what only others need.
 
         Returns:
-            What is added to the embeddings of users [U, D] and of the first entities [A, D] (of
-            those read, where there are ids), the propagated embeddings [n, D] of ``user_ids`` and
-            ``item_ids`` (empty where these are None), reconstruction loss, contrast loss.
+            The propagated embeddings of users [U, D] (of ``user_ids``, where given), what is added
+            to those of the first entities [A, D] (of those read, where there are ``item_ids``), the
+            propagated embeddings of each of ``item_ids``, reconstruction loss, contrast loss.
         """
         users, entities = self._tables()
         query = project(entities, self.gcn.W_Q)  # for the rationale scores and the first hop
@@ -263,10 +263,9 @@ class KGRec(EdgeListSampling, nn.Module):
         encoded = ~masks.masked if masks.sampled is None else masks.sampled ^ masks.masked
 
         ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
-        read = torch.cat(ends if item_ids is None else [item_ids, *ends])
-        read_users = read[:0] if user_ids is None else user_ids
+        read = torch.cat([*item_ids, *ends])
         chosen, items, entities = readers(entities, read, self.n_items)
-        chosen_users, _, users = readers(users, read_users)
+        chosen_users, _, users = readers(users, user_ids)
         edge_mask = kg.edge_mask(encoded, "row")
         contrast_mask = kg.edge_mask(masks.contrast_edges, "row")
         attended, averaged = self.gcn.first_hops(
@@ -284,7 +283,7 @@ class KGRec(EdgeListSampling, nn.Module):
         )
         del averaged
 
-        user_sum, entity_sum = self.gcn.messages(
+        propagated, entity_sum = self.gcn.messages(
             users,
             entities,
             self.hops,
@@ -293,18 +292,18 @@ class KGRec(EdgeListSampling, nn.Module):
             edge_mask=edge_mask,
             inter_mask=kept,
             rng=dropout if self.encoder_dropout else None,
+            residuals=(users if user_ids is None else chosen_users, None),
             query=query,
             item_emb=items,
             user_ids=user_ids,
-            entity_ids=None if item_ids is None else read,
+            entity_ids=read if item_ids else None,
             first=attended,
         )
-        if item_ids is None:
+        if not item_ids:
             chosen = chosen + entity_sum.index_select(0, within(read, entity_sum))
         else:
-            chosen, chosen_users = chosen + entity_sum, chosen_users + user_sum
-        slots = masks.slots.numel()
-        chosen, head, tail = chosen.split([read.numel() - 2 * slots, slots, slots])
+            chosen = chosen + entity_sum
+        *chosen_items, head, tail = chosen.split([ids.numel() for ids in (*item_ids, *ends)])
         mae_loss = ops.reconstruction_loss(
             head,
             tail,
@@ -323,7 +322,7 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=dropout,
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
-        return user_sum, entity_sum, chosen_users, chosen, mae_loss, cl_loss
+        return propagated, entity_sum, chosen_items, mae_loss, cl_loss
 
     def training_step(
         self, batch: Batch, rng: Tensor | None = None, masks: StepMasks | None = None
@@ -364,10 +363,9 @@ class KGRec(EdgeListSampling, nn.Module):
         negative = batch.get("neg_item_id")
         if negative is None:
             negative = ops.sample_negatives(user, self.interactions, rng)
-        _, _, user_emb, items, mae_loss, cl_loss = self._step(
-            masks, rng, user, torch.cat([positive, negative])
+        user_emb, _, (positive, negative), mae_loss, cl_loss = self._step(
+            masks, rng, user, [positive, negative]
         )
-        positive, negative = items.chunk(2)
         weight = batch.get("weight")
         loss = ops.bpr_loss(user_emb, positive, negative, self.reg_weight, weight, self.bpr_eps)
         return loss, self.mae_coef * mae_loss, self.cl_coef * cl_loss

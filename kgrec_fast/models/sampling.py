@@ -130,7 +130,7 @@ class StepSampler(nn.Module):
         """
         mask = None if sampled is None else kg.edge_mask(sampled, "row")
         mean = ops.edge_score_means(score, kg, mask, self.n_items, edge_order="row")
-        return 0.5 + 0.5 * torch.where(mean == 0, 1.0, mean)
+        return 0.5 + 0.5 * mean.masked_fill(mean == 0, 1)
 
     @torch.no_grad()
     def draw(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kgrec_fast.ops._common import keeps_to_ops
+from kgrec_fast.ops._common import accumulate_dtype, keeps_to_ops, readable, runs_native
 
-# Filling single rows costs as much as filling so many in their order (measured on a CPU).
+# Filling single rows costs as much as filling so many in their order, where torch does it.
 FEW = 8
 
 
@@ -26,6 +26,24 @@ def _looked_at() -> bool:
     return not torch.compiler.is_compiling() and torch.is_anomaly_enabled()
 
 
+def _takes_kernel(x: Tensor, *others: Tensor) -> bool:
+    """Whether the CPU's op adds rows: for eager mode, and not for half types."""
+    plain = all(readable(tensor) for tensor in (x, *others))
+    return plain and x.dtype == accumulate_dtype(x.dtype) and runs_native(x.device)
+
+
+def _add_rows(x: Tensor, ids: Tensor, rows: Tensor, include_self: bool = True) -> Tensor:
+    """``x`` [N, D] itself, with ``rows`` [n, D] added to its rows ``ids`` (int64 [n]) or, without
+    ``include_self``, to zero in their place.
+    """
+    if x.is_contiguous() and _takes_kernel(x, ids, rows):
+        torch.ops.kgrec_fast.scatter_add_(x, rows, ids, include_self)
+        return x
+    if not include_self:
+        x.index_fill_(0, ids, 0)
+    return x.index_add_(0, ids, rows)
+
+
 class _OnlyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, ids: Tensor) -> Tensor:
@@ -37,11 +55,10 @@ class _OnlyRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        if FEW * ids.numel() < ctx.shape[0] and not _looked_at():
-            whole = grad.new_empty(ctx.shape).index_fill_(0, ids, 0)
-        else:
-            whole = grad.new_zeros(ctx.shape)
-        return whole.index_add_(0, ids, grad), None
+        few = FEW * ids.numel() < ctx.shape[0] or _takes_kernel(grad, ids)
+        sparse = few and not _looked_at()
+        whole = grad.new_empty(ctx.shape) if sparse else grad.new_zeros(ctx.shape)
+        return _add_rows(whole, ids, grad, include_self=not sparse), None
 
 
 def only_rows(x: Tensor, ids: Tensor) -> Tensor:
@@ -76,7 +93,7 @@ class _Readers(torch.autograd.Function):
         if first is not None:
             grad[: first.shape[0]].add_(first)  # += would copy the sum onto itself
         if chosen is not None and ids is not None:
-            grad.index_add_(0, ids, chosen)
+            _add_rows(grad, ids, chosen)
         return grad, None, None
 
 

@@ -167,8 +167,9 @@ class Propagation(nn.Module):
                     edge_mask = active = None
                 # One gradient for the sum so far and for what this hop reads.
                 chosen, items, entity_emb = readers(entity_emb, read, inter.num_cols)
-                entity_sum = chosen[: ids.numel()] if known else entity_sum
-                entity_emb = chosen if few_heads else entity_emb
+                if few_heads:  # whose tails are among the chosen rows, after them
+                    entity_emb, chosen = chosen, chosen[: ids.numel()]
+                entity_sum = chosen if known else entity_sum
             if ids is not None and not few_heads:
                 wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
                 edge_mask = narrowed_mask(graph, edge_mask, wanted)
@@ -185,12 +186,12 @@ class Propagation(nn.Module):
                 entity_agg, entity_sum, rng, "rec/entity", hop, ids
             )
             _, user_sum = self._finish(user_agg, user_sum, rng, "rec/user", hop, user_ids)
-        if user_sum is None or entity_sum is None:
+        if user_sum is None:
+            rows = user_emb.shape[0] if user_ids is None else user_ids.shape[0]
+            user_sum = user_emb.new_zeros(rows, user_emb.shape[1])
+        if entity_sum is None:
             rows = graph.num_rows if entity_ids is None else entity_ids.shape[0]
-            users = user_emb.shape[0] if user_ids is None else user_ids.shape[0]
-            return user_emb.new_zeros(users, user_emb.shape[1]), entity_emb.new_zeros(
-                rows, entity_emb.shape[1]
-            )
+            entity_sum = entity_emb.new_zeros(rows, entity_emb.shape[1])
         return user_sum, entity_sum
 
     def ui_messages(

@@ -322,6 +322,10 @@ if _library.CPU.loaded:
     def _(src: Tensor, index: Tensor, size: int) -> Tensor:
         return src.new_empty(*src.shape[:-2], size, src.size(-1))
 
+    @torch.library.register_fake("kgrec_fast::scatter_add_")
+    def _(x: Tensor, src: Tensor, index: Tensor, include_self: bool) -> None:
+        return None
+
     @torch.library.register_fake("kgrec_fast::scatter_softmax")
     def _(src: Tensor, index: Tensor, size: int) -> Tensor:
         return src.new_empty(src.shape)

@@ -115,8 +115,16 @@ KINDS = {
         "kgrec_fast::weighted_aggregate",
         "kgrec_fast::dropout_normalize_add",
         "kgrec_fast::rationale_scores",
+        "kgrec_fast::edge_subgraph",  # the mask of an aggregation, read once for all its passes
     ),
-    "dense layers": ("aten::mm", "aten::addmm", "aten::relu", "aten::threshold", "aten::clamp_min"),
+    "dense layers": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::relu",
+        "aten::threshold",
+        "aten::clamp_min",
+        "kgrec_fast::project",
+    ),
     "optimizer": ("aten::_fused_adam", "Optimizer."),
 }
 

@@ -28,6 +28,7 @@ CPU_ONLY = frozenset(
         "project_backward_onto",
         "projection_head",
         "projection_head_backward",
+        "row_subgraph",
         "scatter_add_",
     )
 )

@@ -6,12 +6,12 @@ edges there are depends on data, so this is for the CPU in eager mode; elsewhere
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
-from kgrec_fast.ops import edge_subgraph
 from kgrec_fast.ops._common import keeps_to_ops, readable
+from kgrec_fast.ops.edge_subgraph import edge_subgraph
+from kgrec_fast.ops.row_subgraph import row_subgraph
 
 # Rows of the graph for one that is read, from which on a graph of their own pays.
 SPARSE = 4
@@ -59,23 +59,6 @@ def unmasked_triples(graph: RelGraph, mask: EdgeMask | None) -> tuple[RelGraph, 
     return edge_subgraph(graph, mask)[0], None
 
 
-def _edges_of(
-    graph: RelGraph | InteractionGraph, ids: Tensor, mask: EdgeMask | None
-) -> tuple[Tensor, Tensor]:
-    """The unmasked edges of the rows ``ids`` (int64 [n]), in their order: the places of their rows
-    in ``ids``, and their positions in row order, int64 each. A row named twice has its edges twice.
-    """
-    start = graph.rowptr.index_select(0, ids)
-    count = graph.rowptr.index_select(0, ids + 1) - start
-    row = torch.repeat_interleave(count)
-    first = (start - count.cumsum(0) + count).index_select(0, row)
-    position = first + torch.arange(row.numel())
-    if mask is not None:
-        kept = mask.row.index_select(0, position)
-        row, position = row[kept], position[kept]
-    return row, position
-
-
 def interactions_of(
     graph: InteractionGraph, weight: Tensor | None, ids: Tensor, mask: EdgeMask | None
 ) -> tuple[InteractionGraph, Tensor | None]:
@@ -87,9 +70,7 @@ def interactions_of(
         ids: int64 [n].
         mask: Which interactions count.
     """
-    row, position = _edges_of(graph, ids, mask)
-    ends = torch.stack([row, graph.col.index_select(0, position).long()])
-    chosen = InteractionGraph.from_edges(ends, num_users=ids.numel(), num_items=graph.num_cols)
+    chosen, position, _ = row_subgraph(graph, ids, mask)
     if weight is not None:
         weight = weight.index_select(0, graph.perm.index_select(0, position))
     return chosen, weight
@@ -106,14 +87,5 @@ def triples_of(graph: RelGraph, ids: Tensor, mask: EdgeMask | None) -> tuple[Rel
     Returns:
         A graph of n rows, and its nodes (int64): ``ids``, then the tails, each once.
     """
-    row, position = _edges_of(graph, ids, mask)
-    tails, tail = torch.unique(graph.col.index_select(0, position), return_inverse=True)
-    nodes = torch.cat([ids, tails.long()])
-    chosen = RelGraph.from_edges(
-        torch.stack([row, tail + ids.numel()]),
-        graph.rel.index_select(0, position),
-        num_rows=ids.numel(),
-        num_cols=nodes.numel(),
-        num_relations=graph.num_relations,
-    )
+    chosen, _, nodes = row_subgraph(graph, ids, mask, own_nodes=True)
     return chosen, nodes

@@ -27,6 +27,7 @@ from kgrec_fast.ops.rationale_scores import rationale_scores, rationale_scores_r
 from kgrec_fast.ops.reconstruction_loss import reconstruction_loss, reconstruction_loss_reference
 from kgrec_fast.ops.relation_attention import relation_attention, relation_attention_reference
 from kgrec_fast.ops.relation_mean import relation_mean, relation_mean_reference
+from kgrec_fast.ops.row_subgraph import row_subgraph, row_subgraph_reference
 from kgrec_fast.ops.sampling import (
     dropout_mask,
     dropout_mask_reference,
@@ -117,6 +118,8 @@ __all__ = [
     "relation_attention_reference",
     "relation_mean",
     "relation_mean_reference",
+    "row_subgraph",
+    "row_subgraph_reference",
     "sample_edges",
     "sample_edges_per_relation",
     "sample_edges_per_relation_reference",

@@ -14,6 +14,10 @@ from kgrec_fast.ops import _common
 
 G = TypeVar("G", RelGraph, InteractionGraph)
 
+# Results of the op, by the fields of a graph; positions come in the place of `perm`.
+_ROW_ORDER = ("rowptr", "head", "col", "rel", "perm", "part", "slot")
+_COLUMN_ORDER = ("colptr", "col_row", "col_rel", "col_pos", "col_part")
+
 
 def edge_subgraph(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, Tensor]:
     """The graph of the unmasked edges, on the same nodes and relations.
@@ -43,7 +47,7 @@ def edge_subgraph(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, Tensor]:
 def edge_subgraph_reference(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, Tensor]:
     """`edge_subgraph` in plain PyTorch."""
     mask = _checked(graph, edge_mask)
-    position = mask.row.nonzero().flatten()
+    position: Tensor = mask.row.nonzero().flatten()
     before = F.pad(mask.row.long().cumsum(0), (1, 0))
     row_order = [
         before[graph.rowptr],
@@ -80,12 +84,11 @@ def _checked(graph: object, edge_mask: object) -> EdgeMask:
 
 def _made(graph: G, *tensors: Tensor) -> tuple[G, Tensor]:
     """The subgraph from the results of the op, in their order."""
-    names = "rowptr head col rel perm part slot colptr col_row col_rel col_pos col_part".split()
-    made: dict[str, Any] = dict(zip(names, tensors, strict=True))
+    made: dict[str, Any] = dict(zip((*_ROW_ORDER, *_COLUMN_ORDER), tensors, strict=True))
     position = made["perm"]
     made["perm"] = torch.arange(position.numel(), dtype=torch.int32, device=position.device)
     if graph.colptr is None:
-        made.update(dict.fromkeys(names[7:]))
+        made.update(dict.fromkeys(_COLUMN_ORDER))
     made.update((f.name, None) for f in fields(graph) if f.kw_only)  # plans and other caches
     if isinstance(graph, RelGraph):
         made["relation_counts"] = torch.bincount(made["rel"], minlength=graph.num_relations)

@@ -10,7 +10,8 @@ from pathlib import Path
 # Parameters of glibc's mallopt, and what they are set to.
 _TRIM_THRESHOLD, _NEVER = -1, -1
 _MMAP_THRESHOLD, _LARGEST = -3, 2**30
-_RESERVED = _LARGEST - 2**12  # still from the heap
+# What the heap is extended by: blocks that are still taken from it, and their number.
+_BLOCK, _BLOCKS = _LARGEST - 2**12, 4
 
 
 def keep_freed_memory() -> bool:
@@ -20,7 +21,7 @@ def keep_freed_memory() -> bool:
     4,000 a step on ml-100k. The setting holds for the whole process and is therefore for programs
     to choose, not for libraries: the command line does.
 
-    Then the heap is extended by up to 1 GiB of addresses, and Linux is asked to back it with huge
+    Then the heap is extended by up to 4 GiB of addresses, and Linux is asked to back it with huge
     pages as these are first written: a gather of random rows looks up the page of each, and a
     processor remembers some thousand pages at most. What is resident already keeps its small pages,
     and what lies beyond gets small ones: call this at the start of a program, and again when a
@@ -49,7 +50,8 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.free(libc.malloc(_RESERVED))  # None, where there is no room, may be freed
+    for block in [libc.malloc(_BLOCK) for _ in range(_BLOCKS)]:
+        libc.free(block)  # None, where there was no room, may be freed
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kgrec_fast import RelGraph
+from kgrec_fast import InteractionGraph, RelGraph
 
 
 @dataclass(frozen=True)
@@ -160,3 +160,24 @@ def assert_as_good_as(ours: Tensor, theirs: Tensor, exact: Tensor) -> None:
     error = float((ours.double() - exact).abs().max())
     allowed = 2 * float((theirs.double() - exact).abs().max())
     assert error <= allowed + 4 * torch.finfo(ours.dtype).eps * scale
+
+
+def assert_consistent(graph: RelGraph | InteractionGraph) -> None:
+    """Pointers, orders and parts fit one another."""
+    edges = graph.num_edges
+    assert graph.rowptr[0] == 0
+    assert graph.rowptr[-1] == edges
+    rows = torch.repeat_interleave(torch.arange(graph.num_rows), graph.rowptr.diff())
+    assert torch.equal(graph.head.long(), rows)
+    colptr, row, rel, pos, part = graph.columns()
+    cols = torch.repeat_interleave(torch.arange(graph.num_cols), colptr.diff())
+    assert torch.equal(graph.col[pos].long(), cols)
+    assert torch.equal(graph.head[pos], row)
+    if rel.numel():
+        assert torch.equal(graph.rel[pos], rel)
+    assert torch.equal(pos.sort().values, torch.arange(edges, dtype=torch.int32))
+    for boundaries, ptr in ((graph.part, graph.rowptr), (part, colptr)):
+        assert boundaries[0, -1] == ptr.numel() - 1
+        assert boundaries[1, -1] == edges
+        inside, start = boundaries[1, :-1], ptr[boundaries[0, :-1]]
+        assert (inside >= start).all()

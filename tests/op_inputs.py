@@ -62,6 +62,13 @@ def _with_projection(case: Case, width: int) -> list[Tensor]:
     return [_nodes(case, width)[0], weight * width**-0.5, _nodes(case, width)[2]]
 
 
+def _two_layers(case: Case, width: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    shapes = ((24, width), (24,), (width, 24), (width,))
+    dense = [torch.randn(s, generator=generator, dtype=torch.float64) / 5 for s in shapes]
+    return [_nodes(case, width)[0], *dense]
+
+
 def _both_sides(case: Case, width: int) -> list[Tensor]:
     return _nodes(case, width)[:2]
 
@@ -210,6 +217,7 @@ OPS = {
         _contrast,
         masked=False,
     ),
+    "projection_head": Op("projection_head", _two_layers, lambda c: (*c.leaves,), masked=False),
     "bpr_loss": Op("bpr_loss", _three, lambda c: (*c.leaves, 0.1), masked=False),
     "bpr_loss, log-sigmoid": Op(
         "bpr_loss",

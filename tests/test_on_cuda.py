@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kgrec_fast import InteractionGraph, RelGraph, _library, ops
 from kgrec_fast.models import KGRec, StepMasks
-from kgrec_fast.nn import Contrast
 from kgrec_fast.nn._rows import readers
 from kgrec_fast.ops.random import Stream, random_bits, random_bits_reference
 from kgrec_fast.training.optimizer import make_adam
@@ -297,7 +296,6 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
         ops.topk_items(*ranking_on(device))
         selections(*selection_operands(9, device))
         sample(device, torch.tensor(RNG, device=device))
-        Contrast(16).to(device).mlp1(torch.ones(3, 16, device=device)).sum().backward()
         x = torch.ones(3, 4, device=device, requires_grad=True)
         readers(x, torch.tensor([2], device=device))[0].sum().backward()
     called = {name for name, where in recorder.seen if where == device.type}
@@ -305,7 +303,8 @@ def test_native_kernels_run_and_no_reference(device: torch.device) -> None:
         assert _library.cuda_is_complete()
         assert called == set(_library.cuda_op_names())
     else:
-        assert called == set(_library.op_names())
+        # Neither is an op on operands: graphs come of them.
+        assert called | {"edge_subgraph", "row_subgraph"} == set(_library.op_names())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

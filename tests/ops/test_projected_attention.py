@@ -11,6 +11,7 @@ from kgrec_fast import EdgeMask, RelGraph
 from kgrec_fast.ops import (
     attention_and_mean,
     attention_and_mean_reference,
+    edge_subgraph,
     projected_attention,
     projected_attention_reference,
     relation_attention,
@@ -207,6 +208,29 @@ def test_attention_and_mean_take_more_rows_than_either_side(isa: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-11)
     assert ours[2].shape == x.shape
     assert not ours[2][31:].any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_the_mean_may_have_a_graph_of_its_own(name: str, masked: bool) -> None:
+    graph, tensors = CASES[name].build(), inputs(name, 16)
+    mask, mean_mask = masks(name)
+    subgraph, _ = edge_subgraph(graph, mask)
+    wanted_mask = mean_mask if masked else None
+    given = (subgraph, 2, None, wanted_mask)
+    exact = run_both(apart, tensors, graph, 2, mask, wanted_mask)
+    for function in (attention_and_mean, attention_and_mean_reference):
+        ours = run_both(function, tensors, *given, mean_graph=graph)
+        for got, wanted in zip(ours, exact, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-11)
+
+
+def test_graphs_of_attention_and_mean_must_fit() -> None:
+    graph, tensors = CASES["bipartite"].build(), inputs("bipartite", 16)
+    with pytest.raises(ValueError, match="mean_graph has num_rows 31, expected 12, as graph"):
+        attention_and_mean(*tensors, graph, 2, mean_graph=CASES["wide"].build())
+    with pytest.raises(TypeError, match="graph is a list"):
+        attention_and_mean(*tensors, graph, 2, mean_graph=[])
 
 
 def test_attention_and_mean_gradcheck() -> None:

@@ -22,6 +22,7 @@ CAST = {
     "relation_mean": (True,),
     "weighted_aggregate": (True,),
     "edge_dot": (False,),
+    "projection_head": (True,),
 }
 CASTING = [name for name, op in EXAMPLES.items() if op.function in CAST]
 

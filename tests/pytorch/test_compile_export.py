@@ -18,9 +18,13 @@ each_op = pytest.mark.parametrize("name", EXAMPLES)
 strictly = pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
 
 
+# Shapes of their results depend on data.
+EAGER = {"edge_subgraph", "row_subgraph"}
+
+
 def test_every_public_op_is_here() -> None:
     public = {n for n in ops.__all__ if not n.endswith("_reference") and n != "use_reference"}
-    assert {op.function for op in EXAMPLES.values()} == public
+    assert {op.function for op in EXAMPLES.values()} == public - EAGER
 
 
 def compiled(function: Any) -> Any:

@@ -62,16 +62,23 @@ Tensor sum_of_parts(const Tensor& part_sums, DType dtype) {
   return sum;
 }
 
-Tensor project(const Tensor& x, const Tensor& weight) {
+// The operands of a product; `held` keeps copies where there are some.
+ProjectParams project_params(const Tensor& x, const Tensor& weight, std::vector<Tensor>& held) {
   ProjectParams params;
   params.dtype = whole_dtype_of(x, "x");
-  const Tensor rows = row_strided(x, "x");
-  params.rows = rows.size(0);
-  params.in = rows.size(1);
-  const Tensor w = shaped(weight, "weight", params.in, weight.size(-1), x);
-  params.out = w.size(1);
-  params.x = matrix(rows);
-  params.w = matrix(w);
+  held.push_back(row_strided(x, "x"));
+  params.rows = x.size(0);
+  params.in = x.size(1);
+  params.out = weight.size(-1);
+  held.push_back(shaped(weight, "weight", params.in, params.out, x));
+  params.x = matrix(held[0]);
+  params.w = matrix(held[1]);
+  return params;
+}
+
+Tensor project(const Tensor& x, const Tensor& weight) {
+  std::vector<Tensor> held;
+  ProjectParams params = project_params(x, weight, held);
   Tensor y = make(x, {params.rows, params.out}, x.scalar_type());
   params.y = y.mutable_data_ptr();
   parallel_products(params.rows, params.in * params.out, [&](int64_t begin, int64_t end) {
@@ -81,21 +88,15 @@ Tensor project(const Tensor& x, const Tensor& weight) {
 }
 
 Tensor project_backward_onto(
-    const Tensor& grad_x, const Tensor& grad_out, const Tensor& x, const Tensor& weight) {
+    Tensor grad_x, const Tensor& grad_out, const Tensor& x, const Tensor& weight) {
+  std::vector<Tensor> held;
   ProjectBackwardParams params;
-  ProjectParams& forward = params.forward;
-  forward.dtype = whole_dtype_of(x, "x");
-  const Tensor rows = row_strided(x, "x");
-  forward.rows = rows.size(0);
-  forward.in = rows.size(1);
-  const Tensor w = shaped(weight, "weight", forward.in, weight.size(-1), x);
-  forward.out = w.size(1);
+  params.forward = project_params(x, weight, held);
+  const ProjectParams& forward = params.forward;
   const Tensor grad = shaped(grad_out, "grad_out", forward.rows, forward.out, x);
-  forward.x = matrix(rows);
-  forward.w = matrix(w);
   params.grad_y = matrix(grad);
   kept(grad_x, "grad_x", forward.rows * forward.in, forward.dtype);
-  params.grad_x = Tensor(grad_x).mutable_data_ptr();
+  params.grad_x = grad_x.mutable_data_ptr();
   params.num_parts = parts_of(forward.rows);
   Tensor sums = make(x, {params.num_parts, forward.in * forward.out}, x.scalar_type());
   params.part_sums = sums.mutable_data_ptr();

@@ -150,6 +150,16 @@ def test_compiles_and_takes_fake_tensors() -> None:
         assert ops.projection_head(*fake).shape == (9, 5)
 
 
+def test_opcheck() -> None:
+    library = torch.ops.kgrec_fast
+    x, w1, b1, w2, b2, grad = sample(9, (4, 6, 5))
+    torch.library.opcheck(library.projection_head.default, (x, w1, b1, w2, b2))
+    torch.library.opcheck(library.projection_head_backward.default, (grad, x, w1, b1, w2))
+    torch.library.opcheck(library.project.default, (x, w1.t()))
+    given = (torch.zeros_like(x), x @ w1.t(), x, w1.t())
+    torch.library.opcheck(library.project_backward_onto.default, given)
+
+
 def test_torch_func() -> None:
     *operands, _ = sample(6, (4, 4, 4))
 

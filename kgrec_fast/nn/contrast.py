@@ -13,17 +13,29 @@ from kgrec_fast.ops import contrast_loss, projection_head
 
 
 class ProjectionHead(nn.Sequential):
-    """Linear layer, ReLU, linear layer, computed at once; see :func:`ops.projection_head`.
+    """Linear layer, ReLU, linear layer, computed at once (:func:`kgrec_fast.ops.projection_head`).
 
-    Hooks of the layers inside do not run.
+    One after the other, as any Sequential, where a layer was replaced or has hooks.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        kinds = [type(layer) for layer in self]
+        if kinds != [nn.Linear, nn.ReLU, nn.Linear] or any(map(_has_hooks, self)):
+            return cast(Tensor, super().forward(x))
         first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
         return projection_head(x, first.weight, first.bias, last.weight, last.bias)
+
+
+def _has_hooks(layer: nn.Module) -> bool:
+    return bool(
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+    )
 
 
 class Contrast(nn.Module):

@@ -101,3 +101,29 @@ def test_bad_arguments(views):
         contrast.loss(z1, z2[1:])
     with pytest.raises(ValueError, match=r"permutation has shape \[10\], expected \[11\]"):
         contrast.loss(z1, z2, permutation[1:])
+
+
+def test_replaced_layers_and_hooks_of_the_projections_count():
+    torch.manual_seed(0)
+    contrast, x = Contrast(8), torch.randn(5, 8)
+    first, _, last = contrast.mlp1
+    plain = last(torch.relu(first(x)))
+    torch.testing.assert_close(contrast.mlp1(x), plain)
+
+    seen = []
+    handle = first.register_forward_hook(lambda *given: seen.append(1))
+    torch.testing.assert_close(contrast.mlp1(x), plain)
+    assert seen == [1]
+    handle.remove()
+    handle = last.register_full_backward_hook(lambda *given: seen.append(2))
+    contrast.mlp1(x.clone().requires_grad_()).sum().backward()
+    assert seen == [1, 2]
+    handle.remove()
+
+    contrast.mlp1[1] = torch.nn.Tanh()
+    torch.testing.assert_close(contrast.mlp1(x), last(torch.tanh(first(x))))
+    torch.nn.utils.spectral_norm(contrast.mlp2[0])  # a hook that makes the weight
+    torch.nn.init.ones_(contrast.mlp2[0].weight_orig)
+    contrast.mlp2.eval()
+    first, _, last = contrast.mlp2
+    torch.testing.assert_close(contrast.mlp2(x), last(torch.relu(first(x))))

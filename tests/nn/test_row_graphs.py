@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
-from kgrec_fast.nn import _row_graphs
+from kgrec_fast.nn import AttnHGCN, _row_graphs
 from kgrec_fast.nn._row_graphs import interactions_of, pays, triples_of
 
 IDS = torch.tensor([6, 1, 6, 0, 11])  # one twice, not in order
@@ -96,3 +96,34 @@ def test_it_is_for_few_rows_whose_edges_may_be_counted(toy):
     traced = []
     torch.compile(lambda ids: traced.append(pays(inter, ids)) or ids, backend="eager")(few)
     assert traced == [False]
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("view", ["forward", "forward_ui"])
+def test_layers_are_the_same_on_the_graph_of_unmasked_interactions(
+    toy, monkeypatch, view, weighted
+):
+    """Values, and gradients of users and items; both sides under the same dropout."""
+    made = []
+    original = _row_graphs.edge_subgraph
+    monkeypatch.setattr(
+        _row_graphs, "edge_subgraph", lambda *given: made.append(1) or original(*given)
+    )
+    layer = AttnHGCN(8, 2, toy.users.shape[0], 5, mess_dropout_rate=0.3).double()
+    mask = torch.arange(25) % 3 > 0
+    weight = toy.inter_edge_w if weighted else None
+    results = []
+    for many in (0, 10**9):
+        monkeypatch.setattr(_row_graphs, "MANY_INTERACTIONS", many)
+        users, items = (x.clone().requires_grad_() for x in (toy.users, toy.entities))
+        rng = torch.tensor([3, 5])
+        if view == "forward":
+            given = (users, items, toy.kg, None, toy.interactions, weight)
+            out = layer(*given, inter_mask=mask, rng=rng)[0]
+        else:
+            shown = items[: toy.interactions.num_cols]
+            out = layer.forward_ui(users, shown, toy.interactions, weight, inter_mask=mask, rng=rng)
+        cotangent = torch.arange(out.numel(), dtype=torch.float64).view(out.shape).sin()
+        results.append((out, *torch.autograd.grad((out * cotangent).sum(), [users, items])))
+        assert len(made) == 1  # by the first of the two alone
+    torch.testing.assert_close(results[0], results[1], **EXACT)

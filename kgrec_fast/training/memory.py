@@ -12,6 +12,7 @@ _TRIM_THRESHOLD, _NEVER = -1, -1
 _MMAP_THRESHOLD, _LARGEST = -3, 2**30
 # What the heap is extended by: blocks that are still taken from it, and their number.
 _BLOCK, _BLOCKS = _LARGEST - 2**12, 4
+_STRICT = 2  # of the kernel's policies: every address counts as memory
 
 
 def keep_freed_memory() -> bool:
@@ -25,7 +26,8 @@ def keep_freed_memory() -> bool:
     pages as these are first written: a gather of random rows looks up the page of each, and a
     processor remembers some thousand pages at most. What is resident already keeps its small pages,
     and what lies beyond gets small ones: call this at the start of a program, and again when a
-    large model was built.
+    large model was built. Where the addresses of a process are limited (``ulimit -v``, strict
+    overcommit), the heap is left as large as it is.
 
     Returns:
         Whether the allocator is glibc's and took the setting. Huge pages are used where the system
@@ -50,7 +52,7 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
     libc.malloc.argtypes = [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for block in [libc.malloc(_BLOCK) for _ in range(_BLOCKS)]:
+    for block in [libc.malloc(_BLOCK) for _ in range(_BLOCKS if _addresses_are_free() else 0)]:
         libc.free(block)  # None, where there was no room, may be freed
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
@@ -60,3 +62,16 @@ def _use_huge_pages(libc: ctypes.CDLL) -> None:
         if line.endswith("[heap]"):
             begin, end = (int(address, 16) for address in line.split()[0].split("-"))
             libc.madvise(begin, end - begin, advise)
+
+
+def _addresses_are_free() -> bool:
+    """Whether addresses that are never written to cost nobody anything."""
+    import resource  # not on every system, but where glibc is
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    if any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in limits):
+        return False
+    try:
+        return int(Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii")) != _STRICT
+    except (OSError, ValueError):
+        return False

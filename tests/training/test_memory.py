@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,25 @@ def test_huge_pages_are_asked_for() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     offered = Path("/sys/kernel/mm/transparent_hugepage").exists()
     assert ("hg" in done.stdout.split()) == offered
+
+
+SIZE_OF_HEAP = """
+import resource, sys
+from kgrec_fast.training.memory import keep_freed_memory
+limit = resource.RLIM_INFINITY if sys.argv[1] == "free" else 1 << 40
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+keep_freed_memory()
+begin, end = next(x for x in open("/proc/self/maps") if "[heap]" in x).split()[0].split("-")
+print(int(end, 16) - int(begin, 16))
+"""
+
+
+def test_a_process_of_limited_addresses_keeps_them() -> None:
+    def heap(mode: str) -> int:
+        command = [sys.executable, "-c", SIZE_OF_HEAP, mode]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    free = resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    strict = Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    assert (heap("free") > 2**30) == (free and not strict)
+    assert heap("limited") < 2**30

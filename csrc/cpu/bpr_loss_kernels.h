@@ -1,11 +1,8 @@
 // Ranking of pairs by chunks of rows, compiled once for every instruction set.
 
-namespace {
+#include "cpu/matrix_rows.h"
 
-template <class T>
-KGREC_INLINE const T* row_at(const Matrix& x, int64_t row) {
-  return static_cast<const T*>(x.data) + row * x.stride;
-}
+namespace {
 
 // e^-|x| of `count` numbers, in whole vectors of memory that is large enough.
 template <class A>

@@ -1,14 +1,11 @@
 // Contrast of two views by rows, compiled once for every instruction set.
 
+#include "cpu/matrix_rows.h"
+
 namespace {
 
 constexpr int64_t kTileRows = 64;      // whose exponentials are taken at once
 constexpr int64_t kContrastAhead = 6;  // rows whose negatives are asked for that long before
-
-template <class T>
-KGREC_INLINE const T* row_at(const Matrix& x, int64_t row) {
-  return static_cast<const T*>(x.data) + row * x.stride;
-}
 
 template <class T>
 KGREC_INLINE void prefetch_row(const Matrix& x, int64_t row, int64_t width) {

@@ -2,6 +2,7 @@
 
 #include "cpu/block_kernels.h"
 #include "cpu/dense_kernels.h"
+#include "cpu/matrix_rows.h"
 
 namespace {
 
@@ -9,11 +10,6 @@ namespace {
 template <class F>
 KGREC_INLINE void for_whole_dtype(DType dtype, F&& f) {
   dtype == DType::f64 ? f(double{}) : f(float{});
-}
-
-template <class A>
-KGREC_INLINE const A* row_of(const Matrix& x, int64_t row) {
-  return static_cast<const A*>(x.data) + row * x.stride;
 }
 
 // The rows of a part: f(first row, number of rows) for each tile of them.
@@ -54,7 +50,7 @@ template <class A>
 void project_typed(const ProjectParams& p, int64_t begin, int64_t end) {
   const Packed<A> w(p.w, p.in, p.out, false);
   multiply_rows<A>(
-      row_of<A>(p.x, begin), p.x.stride, end - begin, w,
+      row_at<A>(p.x, begin), p.x.stride, end - begin, w,
       store_to(static_cast<A*>(p.y) + begin * p.out, p.out));
 }
 
@@ -69,7 +65,7 @@ void project_backward_typed(const ProjectBackwardParams& p, int64_t begin, int64
     for_tiles(
         part * f.rows / p.num_parts, (part + 1) * f.rows / p.num_parts,
         [&](int64_t first, int64_t rows) {
-          const A* g = row_of<A>(p.grad_y, first);
+          const A* g = row_at<A>(p.grad_y, first);
           A* grad_x = static_cast<A*>(p.grad_x) + first * f.in;
           multiply_rows<A>(g, p.grad_y.stride, rows, w, [&](int64_t row, int64_t column, Vec<A> v) {
             if (const int lanes = lanes_at<A>(column, f.in)) {
@@ -79,7 +75,7 @@ void project_backward_typed(const ProjectBackwardParams& p, int64_t begin, int64
           });
           grad.read(g, p.grad_y.stride, rows);
           add_outer(
-              row_of<A>(f.x, first), f.x.stride, f.in, grad.data, grad.stride, f.out, rows, sum);
+              row_at<A>(f.x, first), f.x.stride, f.in, grad.data, grad.stride, f.out, rows, sum);
         });
   }
 }
@@ -91,7 +87,7 @@ void head_typed(const HeadParams& p, int64_t begin, int64_t end) {
   std::vector<A> hidden(kDenseTile * w1.columns);
   for_tiles(begin, end, [&](int64_t first, int64_t rows) {
     multiply_rows<A>(
-        row_of<A>(p.x, first), p.x.stride, rows, w1,
+        row_at<A>(p.x, first), p.x.stride, rows, w1,
         store_relu(hidden.data(), w1.columns, b1.data()));
     const auto put = store_to(static_cast<A*>(p.y) + first * p.out, p.out);
     multiply_rows<A>(
@@ -119,8 +115,8 @@ void head_backward_typed(const HeadBackwardParams& p, int64_t begin, int64_t end
     for_tiles(
         part * f.rows / p.num_parts, (part + 1) * f.rows / p.num_parts,
         [&](int64_t first, int64_t rows) {
-          x.read(row_of<A>(f.x, first), f.x.stride, rows);
-          grad.read(row_of<A>(p.grad_y, first), p.grad_y.stride, rows);
+          x.read(row_at<A>(f.x, first), f.x.stride, rows);
+          grad.read(row_at<A>(p.grad_y, first), p.grad_y.stride, rows);
           multiply_rows<A>(
               x.data, x.stride, rows, w1, store_relu(hidden.data(), stride, b1.data()));
           add_outer(grad.data, grad.stride, f.out, hidden.data(), stride, f.hidden, rows, grad_w2);

@@ -1,11 +1,8 @@
 // Reconstruction of edges by chunks of slots, compiled once for every instruction set.
 
-namespace {
+#include "cpu/matrix_rows.h"
 
-template <class T>
-KGREC_INLINE const T* row_at(const Matrix& x, int64_t row) {
-  return static_cast<const T*>(x.data) + row * x.stride;
-}
+namespace {
 
 template <class T, class S>
 void reconstruction_typed(

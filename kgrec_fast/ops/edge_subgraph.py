@@ -22,9 +22,9 @@ _COLUMN_ORDER = ("colptr", "col_row", "col_rel", "col_pos", "col_part")
 def edge_subgraph(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, Tensor]:
     """The graph of the unmasked edges, on the same nodes and relations.
 
-    A pass over it gives what one with the mask gives, to the bit, and looks at no masked edge: a
-    few passes make up for building it. How many edges it has depends on data: on CUDA this waits
-    for the device, and it cannot be compiled. O(E).
+    A pass over it gives what one with the mask gives (sums to the bit, attention up to rounding),
+    and looks at no masked edge: a few passes make up for building it. How many edges it has depends
+    on data: on CUDA this waits for the device, and it cannot be compiled. O(E).
 
     Args:
         graph: E edges.

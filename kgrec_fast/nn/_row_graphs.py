@@ -6,6 +6,8 @@ edges there are depends on data, so this is for the CPU in eager mode; elsewhere
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
@@ -43,10 +45,8 @@ def unmasked_interactions(
     """
     if mask is None or graph.num_edges < MANY_INTERACTIONS or not _may_ask(mask.row):
         return graph, weight, mask
-    kept, position = edge_subgraph(graph, mask)
-    if weight is not None:
-        weight = weight.index_select(0, graph.perm.index_select(0, position))
-    return kept, weight, None
+    kept, _ = edge_subgraph(replace(graph, weight=weight), mask)
+    return kept, kept.weight, None
 
 
 def unmasked_triples(graph: RelGraph, mask: EdgeMask | None) -> tuple[RelGraph, EdgeMask | None]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kgrec_fast.ops._common import accumulate_dtype, keeps_to_ops, readable, runs_native
+from kgrec_fast.ops._common import keeps_to_ops, readable
+from kgrec_fast.ops._projection import takes_kernel
 
 # Filling single rows costs as much as filling so many in their order, where torch does it.
 FEW = 8
@@ -28,8 +29,7 @@ def _looked_at() -> bool:
 
 def _takes_kernel(x: Tensor, *others: Tensor) -> bool:
     """Whether the CPU's op adds rows: for eager mode, and not for half types."""
-    plain = all(readable(tensor) for tensor in (x, *others))
-    return plain and x.dtype == accumulate_dtype(x.dtype) and runs_native(x.device)
+    return all(readable(tensor) for tensor in (x, *others)) and takes_kernel(x)
 
 
 def _add_rows(x: Tensor, ids: Tensor, rows: Tensor, include_self: bool = True) -> Tensor:

@@ -10,7 +10,7 @@ from kgrec_fast.ops import _common
 
 
 def takes_kernel(x: Tensor) -> bool:
-    """Whether the CPU's dense kernels serve `x`; libraries of CUDA, and half types, need none."""
+    """Whether an op of the CPU alone, for float32 and float64, serves `x`; else torch's own do."""
     whole = x.dtype in (torch.float32, torch.float64)
     return whole and not x.is_cuda and _common.runs_native(x.device)
 
@@ -23,14 +23,19 @@ def project(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.kgrec_fast.project(x, weight)  # type: ignore[no-any-return]
 
 
-def project_backward_onto(grad_x: Tensor, grad_out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """Adds the gradient of `project` to `grad_x`, which is contiguous; returns that of `weight`."""
-    if not takes_kernel(x):
+def project_backward_onto(
+    grad_x: Tensor | None, grad_out: Tensor, x: Tensor, weight: Tensor, needs_weight: bool = True
+) -> Tensor | None:
+    """Adds the gradient of `project` to `grad_x`, contiguous, where it is given; returns that of
+    `weight` where it is needed.
+    """
+    if grad_x is not None and needs_weight and takes_kernel(x):
+        return torch.ops.kgrec_fast.project_backward_onto(  # type: ignore[no-any-return]
+            grad_x, grad_out, x, weight
+        )
+    if grad_x is not None:
         grad_x.addmm_(grad_out, weight.t())
-        return x.t() @ grad_out
-    return torch.ops.kgrec_fast.project_backward_onto(  # type: ignore[no-any-return]
-        grad_x, grad_out, x, weight
-    )
+    return x.t() @ grad_out if needs_weight else None
 
 
 if _library.CPU.loaded:

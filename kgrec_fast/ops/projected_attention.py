@@ -226,12 +226,8 @@ def _project_back(
 ) -> Tensor | None:
     """Adds what ``query = x @ weight`` gives to the gradient of x; returns that of weight."""
     needs_x, needs_weight = ctx.needs_input_grad[:2]
-    if needs_x and needs_weight:
-        return project_backward_onto(grad_x, grad_query, x, weight)
-    grad_weight = x.t() @ grad_query if needs_weight else None
-    if needs_x:
-        grad_x.addmm_(grad_query, weight.t())
-    return grad_weight
+    onto = grad_x if needs_x else None
+    return project_backward_onto(onto, grad_query, x, weight, needs_weight)
 
 
 def _two_graphs(tensors: tuple[Tensor, ...], first: int) -> tuple[list[Tensor], list[Tensor]]:

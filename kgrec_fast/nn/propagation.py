@@ -166,9 +166,11 @@ class Propagation(nn.Module):
                     graph, read = triples_of(graph, read, edge_mask)
                     edge_mask = active = None
                 # One gradient for the sum so far and for what this hop reads.
-                chosen, items, entity_emb = readers(entity_emb, read, inter.num_cols)
                 if few_heads:  # whose tails are among the chosen rows, after them
-                    entity_emb, chosen = chosen, chosen[: ids.numel()]
+                    chosen, _, items = readers(entity_emb, read)
+                    _, chosen, entity_emb = readers(chosen, None, ids.numel())
+                else:
+                    chosen, items, entity_emb = readers(entity_emb, read, inter.num_cols)
                 entity_sum = chosen if known else entity_sum
             if ids is not None and not few_heads:
                 wanted = among(ids, max(hops.first.num_cols, graph.num_cols))

@@ -267,7 +267,7 @@ class RelGraph(_Graph):
     are allowed, relation ids may exceed 65,535.
     """
 
-    relation_counts: Tensor  # int64 [num_relations]
+    relation_counts: Tensor  # int64 [num_relations]; given as None, counted when first asked for
     # What `ranks` keeps, int32 [E] each; not saved.
     rank: Tensor | None = field(default=None, kw_only=True)  # row order
     caller_rel: Tensor | None = field(default=None, kw_only=True)  # caller's order
@@ -275,6 +275,20 @@ class RelGraph(_Graph):
     # What kgrec_fast.relation_pairs keeps; not saved.
     node_pairs: tuple[NodePairs, NodePairs] | None = field(default=None, kw_only=True)
     head_runs: HeadRuns | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.relation_counts is None:
+            object.__delattr__(self, "relation_counts")
+
+    if not TYPE_CHECKING:  # where it would stand for every name
+
+        def __getattr__(self, name: str) -> Any:
+            """Counts the relations: a graph of a step's edges is made without, to save a pass."""
+            if name != "relation_counts":
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self._keep(relation_counts=torch.bincount(self.rel, minlength=self.num_relations))
+            return self.relation_counts
 
     @classmethod
     def from_edges(

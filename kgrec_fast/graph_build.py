@@ -93,8 +93,9 @@ def partition(pointers: Tensor, max_parts: int = MAX_PARTS) -> Tensor:
     num_rows, num_edges = pointers.numel() - 1, int(pointers[-1])
     cost = num_rows + EDGE_COST * num_edges
     parts = max(1, min(cost // PART_COST, max_parts))
-    if parts > 1:
-        parts = -(-parts // PART_MULTIPLE) * PART_MULTIPLE
+    if parts == 1:
+        return torch.tensor([[0, num_rows], [0, num_edges]], device=pointers.device)
+    parts = -(-parts // PART_MULTIPLE) * PART_MULTIPLE
     rows = torch.arange(num_rows + 1, dtype=torch.int64, device=pointers.device)
     targets = torch.arange(parts + 1, dtype=torch.int64, device=pointers.device) * cost // parts
     before = EDGE_COST * pointers + rows

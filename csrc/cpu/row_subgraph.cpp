@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -6,35 +8,77 @@
 namespace kgrec::cpu {
 namespace {
 
-// The places of `edges` in a stable order of their keys, which are below `size`.
-std::vector<int32_t> sorted_by(
-    const std::vector<int32_t>& edges, const int32_t* key, int64_t size,
-    std::vector<int64_t>& first) {
-  first.assign(size + 1, 0);
-  for (const int32_t e : edges) {
-    ++first[key[e] + 1];
+constexpr int64_t kRowGrain = 64;  // rows that are worth a thread
+
+// A stable order of the edges by their keys, which are below `size`: of those in `edges`, or all of
+// them in their order. Writes where the edges of each key begin, and the end.
+void sort_by(
+    const int32_t* edges, int64_t count, const int32_t* key, int64_t size, int64_t* first,
+    int32_t* sorted) {
+  std::fill_n(first, size + 1, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    ++first[key[i]];
   }
   for (int64_t k = 0; k < size; ++k) {
     first[k + 1] += first[k];
   }
-  std::vector<int64_t> next(first.begin(), first.end() - 1);
-  std::vector<int32_t> sorted(edges.size());
-  for (const int32_t e : edges) {
-    sorted[next[key[e]]++] = e;
+  for (int64_t i = count - 1; i >= 0; --i) {  // from the end of each key down to where it begins
+    const int32_t e = edges == nullptr ? int32_t(i) : edges[i];
+    sorted[--first[key[e]]] = e;
   }
-  return sorted;
 }
 
-template <class To>
-Tensor tensor_of(const std::vector<To>& values, const Tensor& like, ScalarType dtype) {
-  Tensor x = make(like, {int64_t(values.size())}, dtype);
-  std::copy(values.begin(), values.end(), x.mutable_data_ptr<To>());
-  return x;
+// How many edges of [begin, end) a mask keeps.
+int64_t count_kept(const uint8_t* mask, int64_t begin, int64_t end) {
+  if (mask == nullptr) {
+    return end - begin;
+  }
+  int64_t count = 0;
+  for (int64_t e = begin; e < end; ++e) {
+    count += mask[e] != 0;
+  }
+  return count;
+}
+
+// f(e) for each edge of [begin, end) that a mask keeps: a mask is random, so they are listed some
+// at a time without a branch.
+template <class F>
+void for_kept(const uint8_t* mask, int64_t begin, int64_t end, const F& f) {
+  constexpr int64_t kTile = 256;
+  int64_t list[kTile];
+  for (int64_t tile = begin; tile < end; tile += kTile) {
+    int64_t count = 0;
+    for (int64_t e = tile; e < std::min(tile + kTile, end); ++e) {
+      list[count] = e;
+      count += mask == nullptr || mask[e] != 0;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      f(list[i]);
+    }
+  }
+}
+
+// Numbers the tails anew: as those of `ids`, which are the first, then each tail once. Returns all.
+Tensor number_tails(const Tensor& ids, int64_t num_cols, int32_t* tail, int64_t num_edges) {
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  std::vector<int64_t> nodes(id, id + ids.numel());
+  std::vector<int32_t> place(num_cols, -1);
+  for (int64_t e = 0; e < num_edges; ++e) {
+    int32_t& number = place[tail[e]];
+    if (number < 0) {
+      number = int32_t(nodes.size());
+      nodes.push_back(tail[e]);
+    }
+    tail[e] = number;
+  }
+  Tensor out = make(ids, {int64_t(nodes.size())}, ScalarType::Long);
+  std::copy(nodes.begin(), nodes.end(), out.mutable_data_ptr<int64_t>());
+  return out;
 }
 
 // Row order: rowptr, head, tail, relation, position in the graph. Column order: colptr, head,
-// relation, position in the subgraph. Then the nodes, if it has nodes of its own. On one thread:
-// these are the edges of a batch.
+// relation, position in the subgraph. Then the nodes, if it has nodes of its own. What is read of
+// the graph is read on all threads; these are the edges of a batch, and the rest is on one.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 row_subgraph(
     const Graph& graph, const std::optional<Tensor>& row_mask, const Tensor& ids, bool own_nodes,
@@ -42,66 +86,74 @@ row_subgraph(
   const OrderView rows = row_order(graph, row_mask);
   const int64_t num_ids = ids.numel();
   const int64_t* id = flat<int64_t>(ids, "ids", num_ids);
-  std::vector<int64_t> rowptr(num_ids + 1, 0);
-  std::vector<int32_t> head, tail, relation, position;
   for (int64_t i = 0; i < num_ids; ++i) {
     STD_TORCH_CHECK(
         id[i] >= 0 && id[i] < rows.num_rows, "ids[", i, "] is ", id[i], ", expected 0 <= id < ",
         rows.num_rows);
-    for (int64_t e = rows.ptr[id[i]]; e < rows.ptr[id[i] + 1]; ++e) {
-      if (rows.mask == nullptr || rows.mask[e] != 0) {
-        position.push_back(int32_t(e));
-        head.push_back(int32_t(i));
+  }
+  const auto for_ids = [&](const auto& f) {  // f(i, first edge, end)
+    torch::stable::parallel_for(0, num_ids, kRowGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        f(i, rows.ptr[id[i]], rows.ptr[id[i] + 1]);
       }
-    }
-    rowptr[i + 1] = int64_t(position.size());
+    });
+  };
+  const Tensor rowptr = make(ids, {num_ids + 1}, ScalarType::Long);
+  int64_t* row = rowptr.mutable_data_ptr<int64_t>();
+  row[0] = 0;
+  for_ids([&](int64_t i, int64_t begin, int64_t end) {
+    row[i + 1] = count_kept(rows.mask, begin, end);
+  });
+  for (int64_t i = 0; i < num_ids; ++i) {
+    row[i + 1] += row[i];
   }
 
-  std::vector<int64_t> nodes;
-  std::vector<int32_t> place;  // of a tail among the nodes
-  if (own_nodes) {
-    nodes.assign(id, id + num_ids);
-    place.assign(num_cols, -1);
-  }
-  for (const int32_t e : position) {
-    int32_t t = rows.idx[e];
-    if (own_nodes) {
-      if (place[t] < 0) {
-        place[t] = int32_t(nodes.size());
-        nodes.push_back(t);
+  const int64_t edges = row[num_ids], edges_with_relation = rows.rel == nullptr ? 0 : edges;
+  const auto make_numbers = [&](int64_t size) { return make(ids, {size}, ScalarType::Int); };
+  const Tensor head = make_numbers(edges), tail = make_numbers(edges),
+               position = make_numbers(edges);
+  const Tensor relation = make_numbers(edges_with_relation);
+  int32_t* heads = head.mutable_data_ptr<int32_t>();
+  int32_t* tails = tail.mutable_data_ptr<int32_t>();
+  int32_t* positions = position.mutable_data_ptr<int32_t>();
+  int32_t* relations = relation.mutable_data_ptr<int32_t>();
+  for_ids([&](int64_t i, int64_t begin, int64_t end) {
+    int64_t at = row[i];
+    for_kept(rows.mask, begin, end, [&](int64_t e) {
+      heads[at] = int32_t(i);
+      tails[at] = rows.idx[e];
+      positions[at] = int32_t(e);
+      if (rows.rel != nullptr) {
+        relations[at] = rows.rel[e];
       }
-      t = place[t];
-    }
-    tail.push_back(t);
-    if (rows.rel != nullptr) {
-      relation.push_back(rows.rel[e]);
-    }
-  }
+      ++at;
+    });
+  });
 
-  const int64_t edges = int64_t(position.size());
-  std::vector<int32_t> order(edges);
-  for (int64_t e = 0; e < edges; ++e) {
-    order[e] = int32_t(e);
-  }
-  std::vector<int64_t> colptr;
+  const Tensor nodes =
+      own_nodes ? number_tails(ids, num_cols, tails, edges) : make(ids, {0}, ScalarType::Long);
+  const int64_t num_nodes = own_nodes ? nodes.numel() : num_cols;
+  const Tensor colptr = make(ids, {num_nodes + 1}, ScalarType::Long);
+  const Tensor col_pos = make_numbers(edges);
+  std::unique_ptr<int32_t[]> by_relation;
   if (rows.rel != nullptr) {
-    order = sorted_by(order, relation.data(), num_relations, colptr);
+    by_relation.reset(new int32_t[edges]);
+    std::vector<int64_t> first(num_relations + 1);
+    sort_by(nullptr, edges, relations, num_relations, first.data(), by_relation.get());
   }
-  order = sorted_by(order, tail.data(), own_nodes ? int64_t(nodes.size()) : num_cols, colptr);
-  std::vector<int32_t> col_row(edges), col_rel(relation.size());
+  int32_t* order = col_pos.mutable_data_ptr<int32_t>();
+  sort_by(by_relation.get(), edges, tails, num_nodes, colptr.mutable_data_ptr<int64_t>(), order);
+
+  const Tensor col_row = make_numbers(edges), col_rel = make_numbers(edges_with_relation);
+  int32_t* col_rows = col_row.mutable_data_ptr<int32_t>();
+  int32_t* col_relations = col_rel.mutable_data_ptr<int32_t>();
   for (int64_t e = 0; e < edges; ++e) {
-    col_row[e] = head[order[e]];
+    col_rows[e] = heads[order[e]];
     if (rows.rel != nullptr) {
-      col_rel[e] = relation[order[e]];
+      col_relations[e] = relations[order[e]];
     }
   }
-  const Tensor& like = ids;
-  constexpr ScalarType kInt = ScalarType::Int, kLong = ScalarType::Long;
-  return {tensor_of(rowptr, like, kLong),  tensor_of(head, like, kInt),
-          tensor_of(tail, like, kInt),     tensor_of(relation, like, kInt),
-          tensor_of(position, like, kInt), tensor_of(colptr, like, kLong),
-          tensor_of(col_row, like, kInt),  tensor_of(col_rel, like, kInt),
-          tensor_of(order, like, kInt),    tensor_of(nodes, like, kLong)};
+  return {rowptr, head, tail, relation, position, colptr, col_row, col_rel, col_pos, nodes};
 }
 
 }  // namespace

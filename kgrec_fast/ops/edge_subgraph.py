@@ -91,7 +91,7 @@ def _made(graph: G, *tensors: Tensor) -> tuple[G, Tensor]:
         made.update(dict.fromkeys(_COLUMN_ORDER))
     made.update((f.name, None) for f in fields(graph) if f.kw_only)  # plans and other caches
     if isinstance(graph, RelGraph):
-        made["relation_counts"] = torch.bincount(made["rel"], minlength=graph.num_relations)
+        made["relation_counts"] = None  # when asked for
     elif graph.weight is not None:
         made["weight"] = graph.weight.index_select(0, graph.perm.index_select(0, position))
     return replace(graph, **made)._plan_on_cuda(), position

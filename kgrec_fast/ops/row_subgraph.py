@@ -30,7 +30,7 @@ def row_subgraph(
     """The graph of the edges of some rows: what the last hop of a batch reads.
 
     How many edges it has depends on data: on CUDA this waits for the device, and it cannot be
-    compiled. On the CPU O(ids + their edges + columns + relations), on one thread.
+    compiled. On the CPU O(ids + their edges + columns + relations).
 
     Args:
         graph: E edges.
@@ -136,7 +136,7 @@ def _made(graph: G, own_nodes: bool, *tensors: Tensor) -> tuple[G, Tensor, Tenso
         "num_relations": graph.num_relations,
     }
     if isinstance(graph, RelGraph):
-        made["relation_counts"] = torch.bincount(rel, minlength=graph.num_relations)
+        made["relation_counts"] = None  # when asked for
     else:
         made["weight"] = None
     return type(graph)(**made)._plan_on_cuda(), position, nodes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,6 +109,58 @@ def test_attention_is_that_under_the_mask(name: str) -> None:
         results.append((out, *grads))
     for theirs, ours in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+# Around words of 64, the tiles of 512 that columns are looked up in, and blocks of 16,384.
+EDGES = (0, 1, 15, 16, 17, 63, 64, 65, 511, 512, 513, 16383, 16384, 16385, 33000)
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("num_edges", EDGES)
+def test_sizes_around_words_and_blocks(
+    num_edges: int, share: float, isa: str, restore_threads: None
+) -> None:
+    generator = torch.Generator().manual_seed(num_edges)
+    ends = torch.randint(200, (2, num_edges), generator=generator)
+    relation = torch.randint(7, (num_edges,), generator=generator)
+    graph = RelGraph.from_edges(ends, relation, num_nodes=200, num_relations=7)
+    graph.columns()
+    mask = torch.rand(num_edges, generator=generator) < share
+    mask = graph.edge_mask(mask, "row")
+    expected, position = ops.edge_subgraph_reference(graph, mask)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found, found_position = ops.edge_subgraph(graph, mask)
+        assert torch.equal(found_position, position)
+        same(found, expected)
+
+
+def test_any_byte_but_zero_keeps_an_edge(isa: str) -> None:
+    graph = interactions()
+    graph.columns()
+    values = torch.tensor([0, 0, 1, 2, 127, 128, 255], dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(6)
+    byte = values[torch.randint(len(values), (graph.num_edges,), generator=generator)]
+    found, position = ops.edge_subgraph(graph, graph.edge_mask(byte.view(torch.bool), "row"))
+    expected, expected_position = ops.edge_subgraph(graph, graph.edge_mask(byte != 0, "row"))
+    assert torch.equal(position, expected_position)
+    assert torch.equal(position, byte.nonzero().flatten().int())
+    same(found, expected)
+
+
+def test_relations_are_counted_when_asked_for(tmp_path: Path) -> None:
+    graph = CASES["bipartite"].build()
+    mask = torch.arange(graph.num_edges) % 3 == 0
+    subgraph, _ = ops.edge_subgraph(graph, graph.edge_mask(mask, "row"))
+    assert "relation_counts" not in vars(subgraph)
+    subgraph.save(tmp_path / "graph.pt")  # which asks
+    counts = torch.bincount(graph.rel[mask], minlength=graph.num_relations)
+    assert torch.equal(vars(subgraph)["relation_counts"], counts)
+    assert torch.equal(RelGraph.load(tmp_path / "graph.pt").relation_counts, counts)
+    again, _ = ops.edge_subgraph(graph, graph.edge_mask(mask, "row"))
+    assert torch.equal(pickle.loads(pickle.dumps(again)).relation_counts, counts)
+    with pytest.raises(AttributeError, match="'RelGraph' object has no attribute 'relations'"):
+        again.relations  # noqa: B018
 
 
 def test_a_subgraph_of_a_subgraph() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from graph_helpers import CASES, assert_consistent, operands, random_mask
@@ -106,6 +108,42 @@ def test_interactions_keep_their_items(transpose: bool) -> None:
     matrix = dense[ids].t() if transpose else dense[ids]
     found = ops.weighted_aggregate(x, None, subgraph, transpose)
     torch.testing.assert_close(found, matrix @ x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("own_nodes", [False, True])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_rows_around_tiles_on_any_number_of_threads(
+    share: float, own_nodes: bool, restore_threads: None
+) -> None:
+    """Rows with edges around 256, which are listed at once, and of more ids than a thread takes."""
+    generator = torch.Generator().manual_seed(6)
+    lengths = torch.tensor([0, 1, 255, 256, 257, 511, 512, 513, 1000] * 16)
+    head = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    ends = torch.stack([head, torch.randint(len(lengths), head.shape, generator=generator)])
+    relation = torch.randint(5, head.shape, generator=generator)
+    graph = RelGraph.from_edges(ends, relation, num_nodes=len(lengths), num_relations=5)
+    mask = graph.edge_mask(torch.rand(graph.num_edges, generator=generator) < share, "row")
+    ids = torch.randint(len(lengths), (300,), generator=generator)
+    expected, position, _ = ops.row_subgraph_reference(graph, ids, mask, own_nodes)
+    found = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        subgraph, found_position, nodes = ops.row_subgraph(graph, ids, mask, own_nodes)
+        assert torch.equal(found_position, position)
+        found.append((subgraph, nodes))
+    first, first_nodes = found[0]
+    for subgraph, nodes in found:
+        assert torch.equal(nodes, first_nodes)
+        for f in fields(subgraph):
+            ours, theirs = getattr(subgraph, f.name), getattr(first, f.name)
+            assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+    if own_nodes:  # the reference has them in another order
+        tails = graph.col[position.long()].long()
+        assert torch.equal(first_nodes[first.col.long()], tails)
+        return
+    for f in fields(first):
+        ours, theirs = getattr(first, f.name), getattr(expected, f.name)
+        assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
 
 
 @pytest.mark.parametrize("own_nodes", [False, True])

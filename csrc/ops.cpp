@@ -119,6 +119,6 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def("gumbel_noise(int n, Tensor rng, int stream) -> Tensor");
   m.def(
       "topk_mask(Tensor values, int? k, float? rate, bool largest, Tensor? mask, Tensor? rng, "
-      "int[] streams) -> Tensor");
+      "int[] streams, Tensor? index=None) -> Tensor");
   m.def("mask_positions(Tensor mask, int count) -> Tensor");
 }

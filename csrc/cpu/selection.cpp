@@ -1,6 +1,7 @@
 #include "cpu/selection.h"
 
 #include <cmath>
+#include <functional>
 
 #include "cpu/binding.h"
 #include "cpu/dispatch.h"
@@ -14,8 +15,12 @@ namespace {
 // Elements that are worth a thread: with noise to draw, and where memory is only read.
 constexpr int64_t kDrawGrain = 1 << 14;
 constexpr int64_t kReadGrain = 1 << 16;
-// Elements of a range that counters of 32 bits count.
-constexpr int64_t kCountable = 1 << 30;
+// A sample: runs of elements, at most so many, and no more than one of so many elements.
+constexpr int64_t kSampleRuns = 64;
+constexpr int64_t kSampleRun = 128;
+constexpr int64_t kSampleShare = 16;
+// By how many standard deviations a guess from it keeps off.
+constexpr double kDeviations = 3.5;
 
 Tensor gumbel_noise(int64_t n, const Tensor& rng, int64_t stream) {
   const int64_t* seed_step = flat<int64_t>(rng, "rng", 2);
@@ -32,79 +37,157 @@ Tensor gumbel_noise(int64_t n, const Tensor& rng, int64_t stream) {
   return out;
 }
 
-// f(begin, end) on all threads, ranges that can be counted.
-template <class F>
-void for_countable(int64_t n, int64_t grain, const F& f) {
-  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin; at < end; at += kCountable) {
-      f(at, std::min(at + kCountable, end));
-    }
-  });
+int64_t parts_of(int64_t n) {
+  return (n + kSelectPart - 1) / kSelectPart;
 }
 
-// Finds the bounds: digit by digit, from the highest on, the key of the element that comes last.
-void find_bounds(TopkParams& p, int64_t n, std::optional<int64_t> k, std::optional<double> rate) {
-  std::vector<int64_t> histogram(kBins);
-  int64_t unset = 0;
-  p.histogram = histogram.data();
-  p.unset = &unset;
-  const int key_bits = p.dtype == DType::f64 ? 64 : 32;
-  p.shift = key_bits - kDigitBits;
-  p.bits = kDigitBits;
-  for_countable(n, kDrawGrain, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(topk_keys_range, p, begin, end);
+int64_t count_set(const uint8_t* mask, int64_t n) {
+  PositionsParams params;
+  params.mask = mask;
+  std::atomic<int64_t> count{0};
+  torch::stable::parallel_for(0, n, kReadGrain, [&](int64_t begin, int64_t end) {
+    count += KGREC_ISA_CALL(positions_count, params, begin, end);
   });
-  int64_t left = k ? std::min(*k, n - unset)
-                   : static_cast<int64_t>(std::floor(*rate * static_cast<double>(n - unset)));
-  p.bound_before = p.bound_after = ~uint64_t{0};
-  p.cut = n;
-  if (left <= 0) {
+  return count;
+}
+
+// Narrows down where the key of the element that comes last, the k-th of `set`, will be found: by
+// the keys of runs of elements, which stand all over the place.
+void guess_bracket(TopkParams& p, int64_t k, int64_t set) {
+  const int64_t runs = std::min(kSampleRuns, p.n / (kSampleRun * kSampleShare));
+  std::vector<uint64_t> sample(size_t(runs * kSampleRun) + 1);
+  int64_t count = 0;
+  for (int64_t run = 0; run < runs; ++run) {
+    const int64_t begin = p.n / kSampleRun * run / runs * kSampleRun;
+    count += KGREC_ISA_CALL(topk_sample, p, begin, begin + kSampleRun, sample.data() + count);
+  }
+  if (count == 0) {
     return;
   }
-  for (;;) {
-    if (p.prefix == 0) {
-      histogram[0] -= unset;  // their keys are 0
-    }
-    int64_t digit = kBins - 1;
-    for (; histogram[digit] < left; --digit) {
-      left -= histogram[digit];
-    }
-    p.prefix = p.prefix << p.bits | uint64_t(digit);
-    if (histogram[digit] == left) {  // all with this prefix are taken: no need to look further
-      const uint64_t least = std::max<uint64_t>(p.prefix << p.shift, 1);
-      p.bound_before = p.bound_after = least - 1;
-      return;
-    }
-    if (p.shift == 0) {  // not all of the equal ones
-      p.bound_before = p.prefix - 1;
-      p.bound_after = p.prefix;
-      p.cut = KGREC_ISA_CALL(topk_position_after, p, n, left);
-      return;
-    }
-    p.bits = std::min(p.shift, kDigitBits);
-    p.shift -= p.bits;
-    std::fill(histogram.begin(), histogram.end(), 0);
-    for_countable(n, kReadGrain, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(topk_count_range, p, begin, end);
-    });
+  const double share = double(k) / double(set);
+  const double expected = share * double(count);
+  const double deviation = std::sqrt(expected * (1 - share));
+  const int64_t above = int64_t(expected - kDeviations * deviation) - 1;
+  const int64_t below = int64_t(expected + kDeviations * deviation) + 1;
+  auto last = sample.begin() + count;
+  const auto largest = [&](int64_t rank) {  // of what stands before `last`
+    const auto place = sample.begin() + rank;
+    std::nth_element(sample.begin(), place, last, std::greater<>());
+    last = place;
+    return *place;
+  };
+  if (below < count) {
+    p.low = largest(below) - 1;
   }
+  if (above >= 0) {
+    p.high = largest(above);
+  }
+}
+
+// Finds the bounds for the first `left` of the undecided: digit by digit, from the highest on
+// that differs between them, the key of the one that comes last.
+void find_bounds(TopkParams& p, int64_t parts, int64_t left) {
+  p.cut = p.n;
+  p.bound_before = p.bound_after = p.high;
+  if (left == 0) {
+    return;
+  }
+  std::vector<int64_t> histogram(kBins);
+  p.histogram = histogram.data();
+  p.shift = 0;
+  while (p.shift < 64 && (p.low + 1) >> p.shift != p.high >> p.shift) {
+    ++p.shift;
+  }
+  p.above = p.shift < 64 ? ~uint64_t{0} << p.shift : 0;
+  p.prefix = p.high & p.above;
+  while (p.shift > 0) {
+    const int bits = std::min(p.shift, kDigitBits);
+    p.shift -= bits;
+    p.digit = (uint64_t{1} << bits) - 1;
+    std::fill(histogram.begin(), histogram.end(), 0);
+    constexpr int64_t kCountable = (int64_t{1} << 30) / kSelectPart;  // by counters of 32 bits
+    torch::stable::parallel_for(0, parts, 4, [&](int64_t first, int64_t last) {
+      for (; first < last; first += kCountable) {
+        KGREC_ISA_CALL(topk_count_parts, p, first, std::min(first + kCountable, last));
+      }
+    });
+    int64_t digit = kBins - 1;
+    for (; histogram[size_t(digit)] < left; --digit) {
+      left -= histogram[size_t(digit)];
+    }
+    p.prefix |= uint64_t(digit) << p.shift;
+    p.above |= p.digit << p.shift;
+    if (histogram[size_t(digit)] == left) {  // all with this prefix are taken
+      p.bound_before = p.bound_after = std::max<uint64_t>(p.prefix, 1) - 1;
+      return;
+    }
+  }
+  p.bound_before = p.prefix - 1;  // perhaps not all of the equal ones
+  p.bound_after = p.prefix;
+  p.cut = KGREC_ISA_CALL(topk_position_after, p, parts, left);
+}
+
+// Writes p.out: a guess, all elements by it, and those that it leaves undecided.
+void select(TopkParams& p, std::optional<int64_t> wanted, std::optional<double> rate) {
+  const int64_t set = p.mask == nullptr ? p.n : count_set(p.mask, p.n);
+  const double share = rate ? std::floor(*rate * static_cast<double>(set)) : 0;
+  const int64_t k = std::clamp(wanted.value_or(static_cast<int64_t>(share)), int64_t{0}, set);
+  const uint64_t highest = p.dtype == DType::f64 ? ~uint64_t{0} : ~uint32_t{0};
+  const int64_t parts = parts_of(p.n);
+  std::vector<PartCounts> counts(static_cast<size_t>(parts));
+  bool bad_index = false;
+  p.counts = counts.data();
+  p.bad_index = &bad_index;
+  p.low = 0;
+  p.high = highest;
+  guess_bracket(p, k, set);
+  int64_t taken = 0;
+  for (;;) {
+    parallel_parts(parts, [&](int64_t first, int64_t last) {
+      KGREC_ISA_CALL(topk_split_parts, p, first, last);
+    });
+    STD_TORCH_CHECK(
+        !bad_index, "index has numbers out of range, expected 0 <= index < ", p.num_values);
+    taken = 0;
+    int64_t undecided = 0;
+    for (const PartCounts& of_part : counts) {
+      taken += of_part.taken;
+      undecided += of_part.undecided;
+    }
+    if (taken > k) {  // an unlucky guess: look on the other side of it
+      p.low = p.high;
+      p.high = highest;
+    } else if (taken + undecided < k) {
+      p.high = p.low;
+      p.low = 0;
+    } else {
+      break;
+    }
+  }
+  find_bounds(p, parts, k - taken);
+  torch::stable::parallel_for(0, parts, 4, [&](int64_t first, int64_t last) {
+    KGREC_ISA_CALL(topk_write_parts, p, first, last);
+  });
 }
 
 Tensor topk_mask(
     const Tensor& values, std::optional<int64_t> k, std::optional<double> rate, bool largest,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& rng,
-    std::vector<int64_t> streams) {
+    std::vector<int64_t> streams, const std::optional<Tensor>& index) {
   check_device(values, "values");
   STD_TORCH_CHECK(k.has_value() != rate.has_value(), "k or rate is expected, and not both");
   STD_TORCH_CHECK(streams.size() <= kMaxStreams, "streams has more than ", kMaxStreams, " numbers");
   STD_TORCH_CHECK(streams.empty() || rng.has_value(), "rng is expected with streams");
-  const int64_t n = values.numel();
   TopkParams params;
   params.dtype = dtype_of(values, "values");
+  params.num_values = values.numel();
   const Tensor source = torch::stable::contiguous(values);
   params.values = source.const_data_ptr();
+  params.n = index ? index->numel() : params.num_values;
+  const Tensor ids = index ? torch::stable::contiguous(*index) : source;
+  params.index = index ? flat<int32_t>(ids, "index", params.n) : nullptr;
   const Tensor bits = mask ? torch::stable::contiguous(*mask) : source;
-  params.mask = mask ? mask_of(bits, n) : nullptr;
+  params.mask = mask ? mask_of(bits, params.n) : nullptr;
   params.largest = largest;
   params.num_streams = static_cast<int>(streams.size());
   const Tensor seed_step = rng ? torch::stable::contiguous(*rng) : source;
@@ -112,17 +195,16 @@ Tensor topk_mask(
     const int64_t* seed = flat<int64_t>(seed_step, "rng", 2);
     params.draws[s] = philox_draw(seed[0], seed[1], streams[size_t(s)]);
   }
-  Tensor out = make(values, {n}, ScalarType::Bool);
-  if (n == 0) {
+  Tensor out = make(values, {params.n}, ScalarType::Bool);
+  if (params.n == 0) {
     return out;
   }
   params.out = reinterpret_cast<uint8_t*>(out.mutable_data_ptr<bool>());
-  Tensor keys = make(values, {n}, params.dtype == DType::f64 ? ScalarType::Long : ScalarType::Int);
+  const int64_t room = params.n + kSelectSlack;
+  Tensor keys =
+      make(values, {room}, params.dtype == DType::f64 ? ScalarType::Long : ScalarType::Int);
   params.keys = keys.mutable_data_ptr();
-  find_bounds(params, n, k, rate);
-  torch::stable::parallel_for(0, n, kReadGrain, [&](int64_t begin, int64_t end) {
-    KGREC_ISA_CALL(topk_write_range, params, begin, end);
-  });
+  select(params, k, rate);
   return out;
 }
 

@@ -5,58 +5,92 @@ namespace {
 // noise, which is made of those words
 #include "cpu/gumbel_kernels.h"
 
-constexpr int64_t kTile = 512;
+// keys, which have that noise in them
+#include "cpu/selection_keys.h"
+
+// f(i) for the undecided ones of n elements.
+template <class F>
+KGREC_INLINE void each_undecided(const uint8_t* out, int64_t n, F&& f) {
+  constexpr uint64_t kEight = 0x0101010101010101u * kUndecided;
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, out + i, sizeof(eight));
+    for (eight &= kEight; eight != 0; eight &= eight - 1) {
+      f(i + __builtin_ctzll(eight) / 8);
+    }
+  }
+  for (; i < n; ++i) {
+    if (out[i] == kUndecided) {
+      f(i);
+    }
+  }
+}
+
+// Says in `out` what is clear about the n keys of a tile, and appends the undecided ones to a part.
+#if defined(__x86_64__) && KGREC_VECTOR_BYTES == 64
+KGREC_INLINE __mmask16 above(const U32 (&keys)[1], uint32_t bound) {
+  return _mm512_cmpgt_epu32_mask(__m512i(keys[0]), _mm512_set1_epi32(int32_t(bound)));
+}
+KGREC_INLINE __mmask16 above(const U64 (&keys)[2], uint64_t bound) {
+  const __m512i bounds = _mm512_set1_epi64(int64_t(bound));
+  return __mmask16(
+      _mm512_cmpgt_epu64_mask(__m512i(keys[0]), bounds) |
+      _mm512_cmpgt_epu64_mask(__m512i(keys[1]), bounds) << 8);
+}
+
+template <class K>
+KGREC_INLINE void split_tile(
+    const K* keys, int64_t n, K low, K high, uint8_t* out, K* undecided, PartCounts& counts) {
+  K* next = undecided + counts.undecided;
+  each_group(n, [&](int64_t i, __mmask16 there) {
+    Keys<K> group[kGroup * sizeof(K) / 64];
+    std::memcpy(group, keys + i, sizeof(group));
+    const __mmask16 taken = above(group, high) & there;
+    const __mmask16 open = above(group, low) & there & ~taken;
+    const __m128i bytes = _mm_mask_set1_epi8(_mm_maskz_set1_epi8(taken, 1), open, kUndecided);
+    _mm_mask_storeu_epi8(out + i, there, bytes);
+    counts.taken += _mm_popcnt_u32(taken);
+    next = close_gaps(open, keys + i, next);
+  });
+  counts.undecided = next - undecided;
+}
+#else
+template <class K>
+KGREC_INLINE void split_tile(
+    const K* keys, int64_t n, K low, K high, uint8_t* out, K* undecided, PartCounts& counts) {
+  int32_t taken = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = keys[i] > high ? 1 : keys[i] > low ? kUndecided : 0;
+    taken += keys[i] > high;
+  }
+  counts.taken += taken;
+  each_undecided(out, n, [&](int64_t i) { undecided[counts.undecided++] = keys[i]; });
+}
+#endif
+
+template <class T>
+void topk_split_typed(const TopkParams& p, int64_t first_part, int64_t last_part) {
+  using K = typename TileKeys<T>::K;
+  TileKeys<T> tile(p);
+  for (int64_t part = first_part; part < last_part; ++part) {
+    const int64_t begin = part * kSelectPart, end = std::min(begin + kSelectPart, p.n);
+    PartCounts counts;
+    for (int64_t at = begin; at < end; at += kTile) {
+      const int64_t stop = std::min(at + kTile, end);
+      split_tile(
+          tile.of(at, stop), stop - at, K(p.low), K(p.high), p.out + at,
+          static_cast<K*>(p.keys) + begin, counts);
+    }
+    p.counts[part] = counts;
+  }
+}
+
 // Counters of one digit side by side, so that equal digits do not wait for one another.
 constexpr int kCounters = 4;
 
-typedef uint64_t U64 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
-typedef float HalfFloats __attribute__((vector_size(KGREC_VECTOR_BYTES / 2)));
-
-template <class A>
-using key_t = std::conditional_t<sizeof(A) == 4, uint32_t, uint64_t>;
-template <class A>
-using Keys = std::conditional_t<sizeof(A) == 4, U32, U64>;
-
-KGREC_INLINE Vec<float> add_noise(Vec<float> v, const float* noise) {
-  return v + load(noise);
-}
-KGREC_INLINE Vec<double> add_noise(Vec<double> v, const float* noise) {
-  HalfFloats g;
-  std::memcpy(&g, noise, sizeof(g));
-  return v + __builtin_convertvector(g, Vec<double>);
-}
-
-// Unsigned integers in the order of the numbers, -0 as 0 and all NaN at the top. None is 0.
-template <class A>
-KGREC_INLINE Keys<A> ordered(Vec<A> v) {
-  using K = key_t<A>;
-  constexpr K kSign = K{1} << (8 * sizeof(K) - 1);
-  constexpr K kInfinity = sizeof(K) == 4 ? K(0x7f800000u) : K(0x7ff0000000000000u);
-  Keys<A> b = bit_cast<Keys<A>>(v);
-  b = b == kSign ? Keys<A>{} : b;
-  const Keys<A> key = (b & kSign) != 0 ? ~b : b | kSign;
-  return (b & ~kSign) > kInfinity ? ~Keys<A>{} : key;
-}
-
 struct Histogram {
   uint32_t bins[kBins][kCounters] = {};
-  // The digits of n keys from `shift` on, which nothing stands above.
-  template <class K>
-  KGREC_INLINE void count(const K* keys, int64_t n, int shift) {
-    int64_t i = 0;
-    for (; i + kCounters <= n; i += kCounters) {
-      K digit[kCounters];
-      for (int c = 0; c < kCounters; ++c) {
-        digit[c] = keys[i + c] >> shift;
-      }
-      for (int c = 0; c < kCounters; ++c) {
-        ++bins[digit[c]][c];
-      }
-    }
-    for (; i < n; ++i) {
-      ++bins[keys[i] >> shift][0];
-    }
-  }
   void add_to(int64_t* total) const {
     for (int b = 0; b < kBins; ++b) {
       int64_t sum = 0;
@@ -69,46 +103,6 @@ struct Histogram {
     }
   }
 };
-
-template <class T>
-void topk_keys_typed(const TopkParams& p, int64_t begin, int64_t end) {
-  using A = acc_t<T>;
-  using K = key_t<A>;
-  constexpr int W = Simd<A>::W;
-  const T* values = static_cast<const T*>(p.values);
-  K* keys = static_cast<K*>(p.keys);
-  const K flip = p.largest ? K{0} : ~K{0};
-  PhiloxWords words(kTile);
-  alignas(64) float noise[kMaxStreams][kTile + Simd<float>::W];
-  Histogram histogram;
-  int64_t unset = 0;
-  for (int64_t at = begin; at < end; at += kTile) {
-    const int64_t stop = std::min(at + kTile, end);
-    for (int s = 0; s < p.num_streams; ++s) {
-      gumbel_fill(words.fill(p.draws[s], at, stop), stop - at, noise[s]);
-    }
-    for (int64_t i = at; i < stop; i += W) {
-      const bool whole = i + W <= stop;
-      Vec<A> v = whole ? load(values + i) : load_first(values + i, int(stop - i));
-      for (int s = 0; s < p.num_streams; ++s) {
-        v = add_noise(v, noise[s] + (i - at));
-      }
-      const Keys<A> key = (ordered<A>(v) ^ flip) - flip;
-      std::memcpy(keys + i, &key, whole ? sizeof(key) : size_t(stop - i) * sizeof(K));
-    }
-    if (p.mask != nullptr) {
-      int64_t here = 0;
-      for (int64_t i = at; i < stop; ++i) {
-        keys[i] = p.mask[i] != 0 ? keys[i] : K{0};
-        here += p.mask[i] == 0;
-      }
-      unset += here;
-    }
-    histogram.count(keys + at, stop - at, p.shift);
-  }
-  histogram.add_to(p.histogram);
-  __atomic_fetch_add(p.unset, unset, __ATOMIC_RELAXED);
-}
 
 // One bit for each pair of equal lanes.
 #if defined(__x86_64__) && KGREC_VECTOR_BYTES == 64
@@ -144,59 +138,91 @@ KGREC_INLINE uint32_t equal_lanes(V a, V b) {
 #endif
 
 template <class A>
-void topk_count_typed(const TopkParams& p, int64_t begin, int64_t end) {
+void topk_count_typed(const TopkParams& p, int64_t first_part, int64_t last_part) {
   using K = key_t<A>;
   constexpr int W = Simd<A>::W;
-  const K* keys = static_cast<const K*>(p.keys);
   const int shift = p.shift;
-  const int above = shift + p.bits;  // less than the bits of a key: the first pass is done
-  const K digit = (K{1} << p.bits) - 1;
-  const Keys<A> prefix = K(p.prefix) - Keys<A>{};
+  const K digit = K(p.digit);
+  const Keys<A> above = K(p.above) - Keys<A>{}, prefix = K(p.prefix) - Keys<A>{};
   Histogram histogram;
-  int64_t i = begin;
-  for (; i + W <= end; i += W) {
-    Keys<A> key;
-    std::memcpy(&key, keys + i, sizeof(key));
-    for (uint32_t left = equal_lanes(key >> above, prefix); left != 0; left &= left - 1) {
-      const int lane = __builtin_ctz(left);
-      ++histogram.bins[(keys[i + lane] >> shift) & digit][lane % kCounters];
+  for (int64_t part = first_part; part < last_part; ++part) {
+    const K* keys = static_cast<const K*>(p.keys) + part * kSelectPart;
+    const int64_t n = p.counts[part].undecided;
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+      Keys<A> key;
+      std::memcpy(&key, keys + i, sizeof(key));
+      for (uint32_t left = equal_lanes(key & above, prefix); left != 0; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        ++histogram.bins[(keys[i + lane] >> shift) & digit][lane % kCounters];
+      }
     }
-  }
-  for (; i < end; ++i) {
-    if (keys[i] >> above == K(p.prefix)) {
-      ++histogram.bins[(keys[i] >> shift) & digit][0];
+    for (; i < n; ++i) {
+      if ((keys[i] & K(p.above)) == K(p.prefix)) {
+        ++histogram.bins[(keys[i] >> shift) & digit][0];
+      }
     }
   }
   histogram.add_to(p.histogram);
 }
 
 template <class K>
-KGREC_INLINE void write_above(const K* keys, uint64_t bound, int64_t n, uint8_t* out) {
-  const K low = K(bound);
-  for (int64_t i = 0; i < n; ++i) {
-    out[i] = keys[i] > low;
-  }
-}
-
-template <class K>
-int64_t position_after(const TopkParams& p, int64_t n, int64_t count) {
-  const K* keys = static_cast<const K*>(p.keys);
+int64_t position_after(const TopkParams& p, int64_t parts, int64_t count) {
   const K key = K(p.bound_after);
-  int64_t at = 0;
-  for (int64_t seen = 0; at < n; at += kTile) {  // whole tiles, and then within one
+  for (int64_t part = 0, seen = 0; part < parts; ++part) {  // whole parts, and then within one
+    const K* keys = static_cast<const K*>(p.keys) + part * kSelectPart;
     int64_t here = 0;
-    for (int64_t i = at; i < std::min(at + kTile, n); ++i) {
+    for (int64_t i = 0; i < p.counts[part].undecided; ++i) {
       here += keys[i] == key;
     }
     if (seen + here >= count) {
+      int64_t at = 0;
       for (; seen < count; ++at) {
         seen += keys[at] == key;
       }
-      return at;
+      return part * kSelectPart + at;
     }
     seen += here;
   }
-  return n;
+  return p.n;
+}
+
+// Takes the undecided ones of n elements whose keys, which stand side by side, are above the bound.
+template <class K>
+KGREC_INLINE void decide(const K* keys, int64_t n, K bound, uint8_t* out) {
+#if defined(__x86_64__) && KGREC_VECTOR_BYTES == 64
+  const __m128i mark = _mm_set1_epi8(kUndecided);
+  each_group(n, [&](int64_t i, __mmask16 there) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(there, out + i);
+    const __mmask16 open = _mm_test_epi8_mask(bytes, mark);
+    Keys<K> group[kGroup * sizeof(K) / 64];
+    open_gaps(open, keys, group);
+    const __m128i ones = _mm_maskz_set1_epi8(above(group, bound), 1);
+    _mm_mask_storeu_epi8(out + i, there, _mm_mask_mov_epi8(bytes, open, ones));
+    keys += _mm_popcnt_u32(open);
+  });
+#else
+  each_undecided(out, n, [&](int64_t i) { out[i] = *keys++ > bound; });
+#endif
+}
+
+template <class K>
+void topk_write_typed(const TopkParams& p, int64_t first_part, int64_t last_part) {
+  for (int64_t part = first_part; part < last_part; ++part) {
+    const int64_t begin = part * kSelectPart, n = std::min(kSelectPart, p.n - begin);
+    const K* keys = static_cast<const K*>(p.keys) + begin;
+    uint8_t* out = p.out + begin;
+    const int64_t before = p.cut - begin;  // how many of these keys
+    if (before <= 0 || before >= p.counts[part].undecided) {
+      decide(keys, n, K(before <= 0 ? p.bound_after : p.bound_before), out);
+      continue;
+    }
+    int64_t at = 0;
+    each_undecided(out, n, [&](int64_t i) {
+      out[i] = keys[at] > K(at < before ? p.bound_before : p.bound_after);
+      ++at;
+    });
+  }
 }
 
 }  // namespace
@@ -211,36 +237,46 @@ void gumbel_range(const GumbelParams& p, int64_t begin, int64_t end) {
   }
 }
 
-// Keys, and the histogram of their first digit, of fewer than 2^32 elements.
-void topk_keys_range(const TopkParams& p, int64_t begin, int64_t end) {
-  for_dtype(p.dtype, [&](auto t) { topk_keys_typed<decltype(t)>(p, begin, end); });
+// The keys of at most a tile of elements, without those that the mask drops. Returns their number.
+int64_t topk_sample(const TopkParams& p, int64_t begin, int64_t end, uint64_t* sample) {
+  int64_t count = 0;
+  for_dtype(p.dtype, [&](auto t) {
+    TileKeys<decltype(t)> tile(p);
+    const auto* keys = tile.of(begin, end);
+    for (int64_t i = 0; i < end - begin; ++i) {
+      sample[count] = keys[i];
+      count += keys[i] != 0;
+    }
+  });
+  return count;
 }
 
-// The histogram of another digit, of fewer than 2^32 elements.
-void topk_count_range(const TopkParams& p, int64_t begin, int64_t end) {
+// Which elements of some parts are taken, and which are undecided, by p.low and p.high.
+void topk_split_parts(const TopkParams& p, int64_t first, int64_t last) {
+  for_dtype(p.dtype, [&](auto t) { topk_split_typed<decltype(t)>(p, first, last); });
+}
+
+// The histogram of a digit, over parts with fewer than 2^32 elements.
+void topk_count_parts(const TopkParams& p, int64_t first, int64_t last) {
   if (p.dtype == DType::f64) {
-    topk_count_typed<double>(p, begin, end);
+    topk_count_typed<double>(p, first, last);
   } else {
-    topk_count_typed<float>(p, begin, end);
+    topk_count_typed<float>(p, first, last);
   }
 }
 
-// Where the first `count` of the keys that equal bound_after have been passed, in order.
-int64_t topk_position_after(const TopkParams& p, int64_t n, int64_t count) {
-  return p.dtype == DType::f64 ? position_after<uint64_t>(p, n, count)
-                               : position_after<uint32_t>(p, n, count);
+// Where in `keys` the first `count` of those that equal bound_after have been passed, in order.
+int64_t topk_position_after(const TopkParams& p, int64_t parts, int64_t count) {
+  return p.dtype == DType::f64 ? position_after<uint64_t>(p, parts, count)
+                               : position_after<uint32_t>(p, parts, count);
 }
 
-void topk_write_range(const TopkParams& p, int64_t begin, int64_t end) {
-  const int64_t cut = std::max(begin, std::min(p.cut, end));
-  const auto write = [&](const auto* keys) {
-    write_above(keys + begin, p.bound_before, cut - begin, p.out + begin);
-    write_above(keys + cut, p.bound_after, end - cut, p.out + cut);
-  };
+// Decides about the undecided ones.
+void topk_write_parts(const TopkParams& p, int64_t first, int64_t last) {
   if (p.dtype == DType::f64) {
-    write(static_cast<const uint64_t*>(p.keys));
+    topk_write_typed<uint64_t>(p, first, last);
   } else {
-    write(static_cast<const uint32_t*>(p.keys));
+    topk_write_typed<uint32_t>(p, first, last);
   }
 }
 

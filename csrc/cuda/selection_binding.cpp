@@ -20,8 +20,9 @@ Tensor gumbel_noise(int64_t n, const Tensor& rng, int64_t stream) {
 Tensor topk_mask(
     const Tensor& values, std::optional<int64_t> k, std::optional<double> rate, bool largest,
     const std::optional<Tensor>& mask, const std::optional<Tensor>& rng,
-    std::vector<int64_t> streams) {
+    std::vector<int64_t> streams, const std::optional<Tensor>& index) {
   const OnDevice device(values, "values");
+  STD_TORCH_CHECK(!index.has_value(), "index is for the CPU: select the values first");
   STD_TORCH_CHECK(k.has_value() != rate.has_value(), "k or rate is expected, and not both");
   STD_TORCH_CHECK(streams.size() <= kMaxStreams, "streams has more than ", kMaxStreams, " numbers");
   STD_TORCH_CHECK(streams.empty() || rng.has_value(), "rng is expected with streams");

@@ -166,11 +166,12 @@ class StepSampler(nn.Module):
             slot_weight=slot_weight,
             contrast_edges=ops.topk_mask(noisy, self.num_contrast_edges, mask=sampled),
             contrast_interactions=ops.topk_mask(
-                item_score.index_select(0, self.user_item),
+                item_score,
                 rate=1 - self.cl_drop,
                 mask=kept,
                 rng=rng,
                 streams=noise,
+                index=self.user_item,
             ),
             permutation=ops.random_permutation(self.n_items, rng, Stream.CONTRAST_NEGATIVES),
             rng=rng,

@@ -139,6 +139,25 @@ def _check_values(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} has shape {list(values.shape)}, expected [n]")
 
 
+def _check_index(index: Tensor, values: Tensor) -> None:
+    """An int32 vector on the device of `values`; its range is looked at elsewhere."""
+    if not isinstance(index, Tensor) or index.dtype != torch.int32:
+        found = f"{index.dtype} tensor" if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index is a {found}, expected an int32 tensor")
+    if index.dim() != 1:
+        raise ValueError(f"index has shape {list(index.shape)}, expected [n]")
+    _common.check_device("index", index, values.device)
+
+
+def _check_range(index: Tensor, count: int) -> None:
+    low, high = (int(bound) for bound in torch.aminmax(index))
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"index has numbers from {low} to {high}, expected 0 <= index < {count}, "
+            "the number of values"
+        )
+
+
 def topk_mask(
     values: Tensor,
     k: int | None = None,
@@ -147,11 +166,13 @@ def topk_mask(
     mask: Tensor | None = None,
     rng: Tensor | None = None,
     streams: Sequence[int] = (),
+    index: Tensor | None = None,
 ) -> Tensor:
     """The k largest (or smallest) of the elements in a mask, as a mask.
 
-    Radix select on the bits of the numbers: a few passes of histograms, no sort. Of equal numbers
-    the ones with lower positions are taken; -0 equals 0, and NaN lies above infinity.
+    Radix select on the bits of the numbers, no sort. On the CPU a sample says about where the k-th
+    number lies, so that a few elements alone need a closer look. Of equal numbers the ones with
+    lower positions are taken; -0 equals 0, and NaN lies above infinity.
 
     Args:
         values: [n], float32, float64, bfloat16 or float16 (compared as float32).
@@ -163,33 +184,47 @@ def topk_mask(
         rng: int64[2], (seed, step); needed with `streams` only.
         streams: at most 4 stream numbers. The Gumbel noise of each (`gumbel_noise`, element i that
             of position i) is added to the values in turn, in float32, or float64 for float64.
+        index: int32 [n]; the value of element i is then ``values[index[i]]``, and `values` is [m].
 
     Returns:
-        bool [n]. O(n), with a workspace of 4 bytes an element (8 for float64). No synchronisation.
+        bool [n]. O(n), with a workspace of at most 4 bytes an element (8 for float64). No
+        synchronisation.
 
     Raises:
         TypeError, ValueError: an argument's type, shape, range or device is not as described, or
-            not exactly one of `k` and `rate` is given.
+            not exactly one of `k` and `rate` is given. On CUDA the range of `index` is left to
+            torch's index_select.
     """
     _check_values("values", values)
-    n = values.numel()
+    if index is not None:
+        _check_index(index, values)
+    elements = values if index is None else index
+    n = elements.numel()
     if (k is None) == (rate is None):
         raise ValueError(f"k is {k} and rate is {rate}, expected exactly one of them")
     if k is not None and not 0 <= k <= n:
-        raise ValueError(f"k is {k}, expected 0 <= k <= {n}, the number of values")
+        raise ValueError(f"k is {k}, expected 0 <= k <= {n}, the number of elements")
     if rate is not None and not 0 <= rate <= 1:
         raise ValueError(f"rate is {rate}, expected 0 <= rate <= 1")
     if mask is not None:
-        _check_mask("mask", mask, values)
+        _check_mask("mask", mask, elements)
     numbers = [check_stream(stream) for stream in streams]
     if len(numbers) > MAX_STREAMS:
         raise ValueError(f"streams has {len(numbers)} numbers, expected at most {MAX_STREAMS}")
     if numbers:
         check_rng(rng, values.device)
     if not _common.runs_native(values.device):
-        return topk_mask_reference(values, k, rate, largest, mask, rng, numbers)
+        return topk_mask_reference(values, k, rate, largest, mask, rng, numbers, index)
     rng = rng if numbers else None
-    chosen: Tensor = torch.ops.kgrec_fast.topk_mask(values, k, rate, largest, mask, rng, numbers)
+    if index is not None and values.is_cuda:  # a kernel of its own would save little
+        values, index = values.detach().index_select(0, index), None
+    native = torch.ops.kgrec_fast.topk_mask
+    try:
+        chosen: Tensor = native(values, k, rate, largest, mask, rng, numbers, index)
+    except RuntimeError:
+        if index is not None and n > 0:  # the op looks at it anyway; an error pays for another look
+            _check_range(index, values.numel())
+        raise
     return chosen
 
 
@@ -201,11 +236,14 @@ def topk_mask_reference(
     mask: Tensor | None = None,
     rng: Tensor | None = None,
     streams: Sequence[int] = (),
+    index: Tensor | None = None,
 ) -> Tensor:
     """`topk_mask` in plain PyTorch, by a stable sort."""
     keys = values.detach().to(_common.accumulate_dtype(values.dtype))
+    if index is not None:
+        keys = keys.index_select(0, index)
     for stream in streams:
-        keys = keys + gumbel_noise_reference(values.numel(), check_rng(rng), stream)
+        keys = keys + gumbel_noise_reference(keys.numel(), check_rng(rng), stream)
     order = torch.sort(keys, descending=largest, stable=True).indices
     allowed = torch.ones_like(keys, dtype=torch.bool) if mask is None else mask
     in_order = allowed[order]
@@ -370,8 +408,10 @@ if _library.CPU.loaded:
         mask: Tensor | None,
         rng: Tensor | None,
         streams: Sequence[int],
+        index: Tensor | None = None,
     ) -> Tensor:
-        return values.new_empty(values.shape, dtype=torch.bool)
+        shape = values.shape if index is None else index.shape
+        return values.new_empty(shape, dtype=torch.bool)
 
     @torch.library.register_fake("kgrec_fast::mask_positions")
     def _(mask: Tensor, count: int) -> Tensor:

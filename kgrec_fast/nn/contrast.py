@@ -22,10 +22,11 @@ class ProjectionHead(nn.Sequential):
         super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
     def forward(self, x: Tensor) -> Tensor:
-        kinds = [type(layer) for layer in self]
-        if kinds != [nn.Linear, nn.ReLU, nn.Linear] or any(map(_has_hooks, self)):
+        layers = list(self)
+        kinds = [type(layer) for layer in layers]
+        if kinds != [nn.Linear, nn.ReLU, nn.Linear] or any(map(_has_hooks, layers)):
             return cast(Tensor, super().forward(x))
-        first, last = cast(nn.Linear, self[0]), cast(nn.Linear, self[2])
+        first, _, last = cast(list[nn.Linear], layers)
         return projection_head(x, first.weight, first.bias, last.weight, last.bias)
 
 

@@ -185,6 +185,9 @@ def differentiable(
     """
     torch.library.register_autograd(f"kgrec_fast::{name}", backward, setup_context=setup_context)
     op, save = getattr(_ops, name), setup_context
+    # A graph is one argument here, without a gradient.
+    arguments = enumerate(op.default._schema.arguments)
+    lists = [place for place, argument in arguments if str(argument.type) == "List[Tensor]"]
 
     class Quick(torch.autograd.Function):
         @staticmethod
@@ -199,8 +202,10 @@ def differentiable(
         def backward(ctx: Any, *grads: Tensor) -> Gradients:
             # A graph of this pass needs the rules of its ops; else they would only send on, too.
             with nullcontext() if torch.is_grad_enabled() else _below_autograd():
-                results = backward(ctx, *grads)
-            return tuple(None if isinstance(g, list) else g for g in results)
+                results = list(backward(ctx, *grads))
+            for place in lists:
+                results[place] = None
+            return tuple(results)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> None:
@@ -247,12 +252,7 @@ def register_no_grad(name: str) -> Callable[..., Any]:
             f"kgrec_fast::{name} is not differentiable (no double backward); {_REFERENCES}"
         )
 
-    op, raising = getattr(_ops, name), differentiable(name, setup_context, backward)
-
-    def call(*inputs: Any) -> Any:
-        return raising(*inputs) if torch.is_grad_enabled() else op(*inputs)
-
-    return call
+    return differentiable(name, setup_context, backward)
 
 
 # -- torch.func.vmap -------------------------------------------------------------------------------

@@ -84,23 +84,27 @@ Tensor edges_of(const KeptEdgesOf& kept, const Tensor& like) {
   return make(like, {kept.size()}, ScalarType::Int);
 }
 
-// Boundaries between edges, rows of them, counted in kept ones.
-Tensor counted(
-    const int64_t* edge, std::vector<int64_t> shape, const Tensor& like, const KeptEdgesOf& kept) {
-  Tensor out = make(like, shape, ScalarType::Long);
-  int64_t* to = out.mutable_data_ptr<int64_t>();
-  const int64_t size = out.numel();
+// Boundaries between edges, counted in kept ones.
+void count(const int64_t* edge, int64_t size, const KeptEdgesOf& kept, int64_t* to) {
   torch::stable::parallel_for(0, size, 1 << 14, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(count_boundaries, kept.words(), edge + begin, end - begin, to + begin);
   });
-  return out;
+}
+
+// The pointers of the rows.
+Tensor pointers_of(const OrderView& order, const Tensor& like, const KeptEdgesOf& kept) {
+  Tensor ptr = make(like, {order.num_rows + 1}, ScalarType::Long);
+  count(order.ptr, order.num_rows + 1, kept, ptr.mutable_data_ptr<int64_t>());
+  return ptr;
 }
 
 // The parts of the graph, counted in kept edges: so the slot of a relation stays that of its part.
 Tensor parts_of(const OrderView& order, const Tensor& like, const KeptEdgesOf& kept) {
   const int64_t size = order.num_parts + 1;
-  Tensor part = counted(order.part_row, {2, size}, like, kept);
-  std::copy_n(order.part_row, size, part.mutable_data_ptr<int64_t>());
+  Tensor part = make(like, {2, size}, ScalarType::Long);
+  int64_t* rows = part.mutable_data_ptr<int64_t>();
+  std::copy_n(order.part_row, size, rows);  // these are no edges: there may be more than edges
+  count(order.part_edge, size, kept, rows + size);
   return part;
 }
 
@@ -134,7 +138,7 @@ edge_subgraph(const Graph& graph, const Tensor& row_mask) {
         {flat<int32_t>(graph[kSlot], "slot", rows.num_edges), slot.mutable_data_ptr<int32_t>()});
   }
   kept.take(numbers, [](int64_t, int64_t, int64_t) {});
-  const Tensor rowptr = counted(rows.ptr, {rows.num_rows + 1}, like, kept);
+  const Tensor rowptr = pointers_of(rows, like, kept);
   const Tensor part = parts_of(rows, like, kept);
   if (!has_columns(graph)) {
     return {rowptr, head, tail, relation, position, part, slot, none, none, none, none, none};
@@ -157,7 +161,7 @@ edge_subgraph(const Graph& graph, const Tensor& row_mask) {
   kept_there.take(numbers, [&](int64_t edge, int64_t first, int64_t count) {
     std::copy_n(&place[edge], count, to_col_pos + first);
   });
-  const Tensor colptr = counted(columns.ptr, {columns.num_rows + 1}, like, kept_there);
+  const Tensor colptr = pointers_of(columns, like, kept_there);
   const Tensor col_part = parts_of(columns, like, kept_there);
   return {rowptr, head,   tail,    relation, position, part,
           slot,   colptr, col_row, col_rel,  col_pos,  col_part};

@@ -43,7 +43,7 @@ from torch import Tensor
 
 SHORT_ROW = 16
 """Edges that a group of lanes takes without help."""
-CHUNK = 1024
+CHUNK = 128
 """Edges that a warp takes without help."""
 PIECE = 64
 """Runs that are added up in one go."""

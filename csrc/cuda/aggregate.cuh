@@ -16,19 +16,27 @@ struct LaneEdge {
   A factor = A(1);
 };
 
-template <class A>
+template <bool kRelations, class A>
 KGREC_DEVICE LaneEdge<A> look_up(const AggregateParams& p, int64_t e, int64_t end) {
   const OrderView& order = p.order;
   LaneEdge<A> edge;
-  if (e >= end || (order.mask != nullptr && load(order.mask + e) == 0)) {
+  if (e >= end) {
     return edge;
   }
-  edge.idx = load(order.idx + e);
-  if (p.relation.data != nullptr) {
+  // All at once, masked or not: to wait for the mask first would take as long again.
+  const int32_t idx = load(order.idx + e);
+  if (kRelations) {
     edge.rel = load(order.rel + e);
   }
+  int64_t in_row_order = e;
+  if (p.weight != nullptr && order.pos != nullptr) {
+    in_row_order = load(order.pos + e);
+  }
+  if (order.mask != nullptr && load(order.mask + e) == 0) {
+    return edge;
+  }
+  edge.idx = idx;
   if (p.weight != nullptr) {
-    const int64_t in_row_order = order.pos != nullptr ? load(order.pos + e) : e;
     edge.factor = load(static_cast<const A*>(p.weight) + in_row_order);
   }
   if (p.source_scale != nullptr) {
@@ -37,70 +45,74 @@ KGREC_DEVICE LaneEdge<A> look_up(const AggregateParams& p, int64_t e, int64_t en
   return edge;
 }
 
-// Adds relation[rel] times the sum of a run to `sum`.
+// Adds relation[rel] times the sum of a run to `sum`, and begins the next one.
 template <class T, class C, class A>
 KGREC_DEVICE void end_run(
-    const AggregateParams& p, const C& columns, int32_t rel, const LaneValues<C, A>& run,
+    const AggregateParams& p, const C& columns, int32_t rel, LaneValues<C, A>& run,
     LaneValues<C, A>& sum) {
 #pragma unroll
   for (int v = 0; v < C::kVectors; ++v) {
-    if (p.relation.data != nullptr) {
-      A r[C::kSize];
-      columns.read(matrix_row<T>(p.relation, rel), v, r);
+    A r[C::kSize];
+    columns.read(matrix_row<T>(p.relation, rel), v, r);
 #pragma unroll
-      for (int i = 0; i < C::kSize; ++i) {
-        sum[v][i] += run[v][i] * r[i];
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < C::kSize; ++i) {
-        sum[v][i] += run[v][i];
-      }
+    for (int i = 0; i < C::kSize; ++i) {
+      sum[v][i] += run[v][i] * r[i];
+      run[v][i] = 0;
     }
   }
 }
 
-// The sum over the edges of a share; returns how many there are.
-template <class T, class C, class A>
+// The sum over the edges of a share; returns how many there are. No share has more than CHUNK of
+// kgrec_fast/cuda_plan.py, so that sums of sums would not lose less.
+template <bool kRelations, class T, class C, class A>
 KGREC_DEVICE int32_t
 sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneValues<C, A>& sum) {
-  constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
-  LaneValues<C, A> run{};
-  int32_t count = 0, rel_of_run = 0;
-  int in_run = 0;
+  constexpr int kAtOnce = kEdgesAtOnce<C, A>;
+  LaneValues<C, A> run{};  // where there are relations
+  int32_t count = 0, rel_of_run = -1;
   for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
-    const LaneEdge<A> mine = look_up<A>(p, first + share.lane, share.end);
-    const int64_t left = share.end - first;
-    const int edges = left < C::kLanes ? static_cast<int>(left) : C::kLanes;
-    for (int j = 0; j < edges; ++j) {
-      LaneEdge<A> edge;
-      edge.idx = __shfl_sync(share.mask, mine.idx, j, C::kLanes);
-      if (edge.idx < 0) {
-        continue;
-      }
-      edge.rel = __shfl_sync(share.mask, mine.rel, j, C::kLanes);
-      edge.factor = __shfl_sync(share.mask, mine.factor, j, C::kLanes);
-      if (in_run == kLongestRun || (in_run > 0 && edge.rel != rel_of_run)) {
-        end_run<T>(p, columns, rel_of_run, run, sum);
-        run = LaneValues<C, A>{};
-        in_run = 0;
-      }
-      rel_of_run = edge.rel;
-      ++in_run;
-      ++count;
-      const T* x = matrix_row<T>(p.x, edge.idx);
+    const LaneEdge<A> mine = look_up<kRelations, A>(p, first + share.lane, share.end);
+    unsigned left = kept_lanes<C::kLanes>(share.mask, mine.idx >= 0);
+    count += __popc(left);
+    while (left != 0) {
+      int lane[kAtOnce];
+      int32_t rel[kAtOnce];
+      A factor[kAtOnce];
+      LaneValues<C, A> x[kAtOnce];
 #pragma unroll
-      for (int v = 0; v < C::kVectors; ++v) {
-        A values[C::kSize];
-        columns.read(x, v, values);
+      for (int u = 0; u < kAtOnce; ++u) {
+        lane[u] = take_lane(left);
+        const int from = lane[u] < 0 ? 0 : lane[u];
+        const int32_t idx = __shfl_sync(share.mask, mine.idx, from, C::kLanes);
+        factor[u] = __shfl_sync(share.mask, mine.factor, from, C::kLanes);
+        rel[u] = kRelations ? __shfl_sync(share.mask, mine.rel, from, C::kLanes) : 0;
+        if (lane[u] >= 0) {
+          x[u] = lane_values<T>(columns, matrix_row<T>(p.x, idx));
+        }
+      }
 #pragma unroll
-        for (int i = 0; i < C::kSize; ++i) {
-          run[v][i] += edge.factor * values[i];
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (lane[u] < 0) {
+          continue;
+        }
+        if (kRelations && rel[u] != rel_of_run) {
+          if (rel_of_run >= 0) {
+            end_run<T>(p, columns, rel_of_run, run, sum);
+          }
+          rel_of_run = rel[u];
+        }
+        LaneValues<C, A>& target = kRelations ? run : sum;
+#pragma unroll
+        for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+          for (int i = 0; i < C::kSize; ++i) {
+            target[v][i] += factor[u] * x[u][v][i];
+          }
         }
       }
     }
   }
-  if (in_run > 0) {
+  if (kRelations && rel_of_run >= 0) {
     end_run<T>(p, columns, rel_of_run, run, sum);
   }
   return count;
@@ -141,7 +153,7 @@ KGREC_DEVICE void finish_row(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kBlockThreads, (kFewColumns<T, S> ? 4 : kBlocksAtOnce))
     aggregate_kernel(const AggregateParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
@@ -151,7 +163,8 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
       const C columns(share.lane, slice, p.width);
       const bool counts = slice == 0 && share.lane == 0;
       LaneValues<C, A> sum{};
-      int32_t count = sum_share<T>(p, columns, share, sum);
+      int32_t count = p.relation.data != nullptr ? sum_share<true, T>(p, columns, share, sum)
+                                                 : sum_share<false, T>(p, columns, share, sum);
       if (share.together) {
         sum_groups(sum);
         count = sum_groups<C::kLanes>(count);
@@ -171,38 +184,53 @@ __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
   });
 }
 
-// Adds up the chunks of each hub, in their order.
+// Adds up the chunks of each hub: each group its own, and the first group what all of them have, in
+// order.
 template <class T, class S>
 __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     aggregate_hub_kernel(const AggregateParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
-  const int64_t step = threads_in_grid() / C::kLanes;
+  constexpr int kGroups = kBlockThreads / C::kLanes;
+  KGREC_SHARED(A, parts, kGroups * kPartSize<C>);
+  KGREC_SHARED(int32_t, counts, kGroups);
+  const int group = static_cast<int>(threadIdx.x) / C::kLanes;
   const int lane = lane_of_warp() % C::kLanes;
-  for (int64_t i = thread_of_grid() / C::kLanes; i < p.plan.num_hubs; i += step) {
-    const int32_t* hub = p.plan.hub + 3 * i;
-    const int32_t row = load(hub), begin = load(hub + 1), end = load(hub + 2);
+  for_hubs<C::kLanes>(p.plan, [&](const HubShare& share) {
+    if (p.partial_count != nullptr && lane == 0) {
+      int32_t count = 0;
+      for (int64_t chunk = share.begin; chunk < share.end; ++chunk) {
+        count += load(p.partial_count + chunk);
+      }
+      counts[group] = count;
+    }
     int64_t slice = 0;
     do {
       const C columns(lane, slice, p.width);
-      LaneValues<C, A> sum{};
-      int32_t count = 0;
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        count += p.partial_count != nullptr ? load(p.partial_count + chunk) : 0;
+      const A* partial = static_cast<const A*>(p.partial);
+      put_part(
+          &parts[group * kPartSize<C>], lane,
+          sum_rows(columns, partial, p.width, share.begin, share.end, [](int64_t i) { return i; }));
+      share.meet();
+      if (share.group == 0) {
+        LaneValues<C, A> sum{};
+        int32_t count = 0;
+        for (int g = group; g < group + share.groups; ++g) {
+          count += p.partial_count != nullptr ? counts[g] : 0;
 #pragma unroll
-        for (int v = 0; v < C::kVectors; ++v) {
-          A part[C::kSize];
-          columns.read(static_cast<const A*>(p.partial) + chunk * p.width, v, part);
+          for (int v = 0; v < C::kVectors; ++v) {
 #pragma unroll
-          for (int k = 0; k < C::kSize; ++k) {
-            sum[v][k] += part[k];
+            for (int k = 0; k < C::kSize; ++k) {
+              sum[v][k] += parts[g * kPartSize<C> + place_in_part<C>(lane, v, k)];
+            }
           }
         }
+        finish_row<T>(p, columns, share.row, count, slice == 0 && lane == 0, sum);
       }
-      finish_row<T>(p, columns, row, count, slice == 0 && lane == 0, sum);
+      share.meet();
       slice = C::next_slice(slice);
     } while (slice < p.width);
-  }
+  });
 }
 
 // The second half alone, for partial sums of other kernels.
@@ -210,7 +238,7 @@ template <class Run>
 void launches_hubs(const AggregateParams& p, Run&& run) {
   with_row_shape(p.dtype, p.width, true, [&](auto element, auto shape) {
     using S = decltype(shape);
-    run(aggregate_hub_kernel<decltype(element), S>, grid_for_rows<S>(p.plan.num_hubs), p);
+    run(aggregate_hub_kernel<decltype(element), S>, grid_for_hubs(p.plan), p);
   });
 }
 
@@ -222,7 +250,7 @@ void launches_aggregate(const AggregateParams& p, Run&& run) {
     using T = decltype(element);
     using S = decltype(shape);
     run(aggregate_kernel<T, S>, grid_for_shares<S>(p.plan), p);
-    run(aggregate_hub_kernel<T, S>, grid_for_rows<S>(p.plan.num_hubs), p);
+    run(aggregate_hub_kernel<T, S>, grid_for_hubs(p.plan), p);
   });
 }
 

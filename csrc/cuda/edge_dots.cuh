@@ -7,16 +7,14 @@
 namespace kgrec::cuda {
 
 // A lane's part of it.
-template <class T, class C, class A>
-KGREC_DEVICE A dot(const C& columns, const LaneValues<C, A>& left, const T* right) {
+template <class C, class A>
+KGREC_DEVICE A dot(const LaneValues<C, A>& left, const LaneValues<C, A>& right) {
   A products = 0;
 #pragma unroll
   for (int v = 0; v < C::kVectors; ++v) {
-    A values[C::kSize];
-    columns.read(right, v, values);
 #pragma unroll
     for (int i = 0; i < C::kSize; ++i) {
-      products += left[v][i] * values[i];
+      products += left[v][i] * right[v][i];
     }
   }
   return products;
@@ -34,6 +32,7 @@ KGREC_DEVICE void for_edge_dots(
   if (share.begin == share.end) {
     return;
   }
+  constexpr int kAtOnce = kEdgesAtOnce<C, A>;
   const T* row = matrix_row<T>(row_side, share.row);
   const C columns(share.lane, 0, width);
   const LaneValues<C, A> values = lane_values<T>(columns, row);
@@ -42,30 +41,48 @@ KGREC_DEVICE void for_edge_dots(
   for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
     const int64_t e = first + share.lane;
     const bool there = e < share.end;
+    const int32_t my_idx = there ? load(order.idx + e) : -1;
+    const int32_t my_rel = there && rel != nullptr ? load(rel + e) : 0;
     const bool kept = there && (order.mask == nullptr || load(order.mask + e) != 0);
-    const int32_t my_idx = kept ? load(order.idx + e) : -1;
-    const int32_t my_rel = kept && rel != nullptr ? load(rel + e) : 0;
-    const int64_t left = share.end - first;
-    const int edges = left < C::kLanes ? static_cast<int>(left) : C::kLanes;
+    unsigned left = kept_lanes<C::kLanes>(share.mask, kept);
     A result = 0;
-    for (int j = 0; j < edges; ++j) {
-      const int32_t idx = __shfl_sync(share.mask, my_idx, j, C::kLanes);
-      if (idx < 0) {
-        continue;
+    while (left != 0) {
+      int lane[kAtOnce];
+      int32_t idx[kAtOnce], edge_rel[kAtOnce];
+      LaneValues<C, A> right[kAtOnce];
+      A products[kAtOnce] = {};
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        lane[u] = take_lane(left);
+        const int from = lane[u] < 0 ? 0 : lane[u];
+        idx[u] = __shfl_sync(share.mask, my_idx, from, C::kLanes);
+        edge_rel[u] = rel != nullptr ? __shfl_sync(share.mask, my_rel, from, C::kLanes) : 0;
+        if (lane[u] >= 0) {
+          right[u] = lane_values<T>(columns, matrix_row<T>(col_side, idx[u]));
+        }
       }
-      const int32_t edge_rel = rel != nullptr ? __shfl_sync(share.mask, my_rel, j, C::kLanes) : 0;
-      if (edge_rel != rel_of_key) {
-        rel_of_key = edge_rel;
-        key = make_key(columns, edge_rel, values);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (lane[u] < 0) {
+          continue;
+        }
+        if (edge_rel[u] != rel_of_key) {
+          rel_of_key = edge_rel[u];
+          key = make_key(columns, edge_rel[u], values);
+        }
+        products[u] = dot(key, right[u]);
+        for (int64_t slice = C::next_slice(0); slice < width; slice = C::next_slice(slice)) {
+          const C others(share.lane, slice, width);
+          products[u] +=
+              dot(make_key(others, edge_rel[u], lane_values<T>(others, row)),
+                  lane_values<T>(others, matrix_row<T>(col_side, idx[u])));
+        }
       }
-      const T* right = matrix_row<T>(col_side, idx);
-      A products = dot(columns, key, right);
-      for (int64_t slice = C::next_slice(0); slice < width; slice = C::next_slice(slice)) {
-        const C others(share.lane, slice, width);
-        products += dot(others, make_key(others, edge_rel, lane_values<T>(others, row)), right);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        products[u] = group_sum(products[u], C::kLanes, share.mask);
+        result = lane[u] == share.lane ? products[u] : result;
       }
-      products = group_sum(products, C::kLanes, share.mask);
-      result = j == share.lane ? products : result;
     }
     if (there) {
       f(e, kept, result);

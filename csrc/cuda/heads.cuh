@@ -109,6 +109,11 @@ struct HeadColumns<T, AnyShape> : LaneColumns<T, AnyShape> {
   }
 };
 
+// Wide rows of double need the registers of a whole multiprocessor.
+template <class T, class S>
+constexpr int kAttentionBlocks =
+    sizeof(LaneValues<HeadColumns<T, S>, acc_t<T>>) > 32 ? 1 : kBlocksAtOnce;
+
 // What scores are multiplied by: 1 / sqrt(d).
 template <class A>
 KGREC_DEVICE A score_scale(int64_t width, int64_t num_heads) {

@@ -45,7 +45,7 @@ KGREC_DEVICE void write_scores(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kBlockThreads, (kFewColumns<T, S> ? 4 : kBlocksAtOnce))
     rationale_scores_kernel(const RationaleParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;

@@ -8,20 +8,6 @@
 
 namespace kgrec::cuda {
 
-// Q[h] * Rel[r] / sqrt(d), for the score of each edge of a run.
-template <class H, class A>
-KGREC_DEVICE void make_key(
-    const LaneValues<H, A>& query, const LaneValues<H, A>& relation, A scale,
-    LaneValues<H, A>& key) {
-#pragma unroll
-  for (int v = 0; v < H::kVectors; ++v) {
-#pragma unroll
-    for (int i = 0; i < H::kSize; ++i) {
-      key[v][i] = query[v][i] * relation[v][i] * scale;
-    }
-  }
-}
-
 // This lane's part of the products of each head.
 template <class H, class A>
 KGREC_DEVICE void add_products(
@@ -35,7 +21,22 @@ KGREC_DEVICE void add_products(
   }
 }
 
-// The same where the columns at hand are not all of the head: factor * left * middle * right.
+// Of factor * left * middle * right.
+template <class H, class A>
+KGREC_DEVICE void add_products(
+    const LaneValues<H, A>& left, const LaneValues<H, A>& middle, const LaneValues<H, A>& right,
+    A factor, A (&sum)[H::kStates]) {
+#pragma unroll
+  for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+    for (int i = 0; i < H::kSize; ++i) {
+      const A key = left[v][i] * middle[v][i] * factor;
+      sum[H::state(v)] += key * right[v][i];
+    }
+  }
+}
+
+// The same where the columns at hand are not all of the head.
 template <class H, class L, class T, class A>
 KGREC_DEVICE void add_products(
     const H& columns, const L* left, const T* middle, const T* right, A factor,
@@ -74,93 +75,98 @@ struct AttentionState {
   }
 };
 
-template <class H, class A>
-KGREC_DEVICE void end_attention_run(
-    const LaneValues<H, A>& relation, LaneValues<H, A>& run, LaneValues<H, A>& sum) {
+// Adds the edges that are kept: their scores, and X[t] * Rel[r].
+template <int kAtOnce, class H, class A>
+KGREC_DEVICE void add_edges(
+    const bool (&kept)[kAtOnce], const A (&score)[kAtOnce][H::kStates],
+    const LaneValues<H, A> (&value)[kAtOnce], AttentionState<H, A>& state) {
+  A back[H::kStates];
 #pragma unroll
-  for (int v = 0; v < H::kVectors; ++v) {
+  for (int k = 0; k < H::kStates; ++k) {
+    A top = state.top[k];
 #pragma unroll
-    for (int i = 0; i < H::kSize; ++i) {
-      sum[v][i] += run[v][i] * relation[v][i];
-      run[v][i] = 0;
+    for (int u = 0; u < kAtOnce; ++u) {
+      top = kept[u] && score[u][k] > top ? score[u][k] : top;
+    }
+    back[k] = exp(state.top[k] - base_of(top));
+    state.top[k] = top;
+  }
+  state.multiply(back);
+#pragma unroll
+  for (int u = 0; u < kAtOnce; ++u) {
+    if (!kept[u]) {
+      continue;
+    }
+    A factor[H::kStates];
+#pragma unroll
+    for (int k = 0; k < H::kStates; ++k) {
+      factor[k] = exp(score[u][k] - base_of(state.top[k]));
+      state.total[k] += factor[k];
+    }
+#pragma unroll
+    for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+      for (int i = 0; i < H::kSize; ++i) {
+        state.sum[v][i] += factor[H::state(v)] * value[u][v][i];
+      }
     }
   }
 }
 
-// The edges of a share, in step with the other groups of the warp.
+// The edges of a share, in step with the other groups of the warp. Rel[r] is read for each edge,
+// for the nearest cache has it, and edges need not stand by relation: some of them come at once,
+// and the softmax moves on by all of these in one go.
 template <class T, class H, class A>
 KGREC_DEVICE void attend(
     const AttentionParams& p, const H& columns, const Share& share, int steps,
     AttentionState<H, A>& state) {
   constexpr int kLanes = H::kLanes;
-  constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
+  constexpr int kAtOnce = kEdgesAtOnce<H, A>;
   const A scale = score_scale<A>(p.width, p.num_heads);
   const T* head = matrix_row<T>(p.query, share.row < 0 ? 0 : share.row);
-  LaneValues<H, A> query{}, key{}, relation{}, run{};
+  LaneValues<H, A> query{};
   if (H::kWhole && share.begin < share.end) {
     query = lane_values<T>(columns, head);
   }
-  int32_t rel_of_run = -1;
-  int in_run = 0;
   for (int first = 0; first < steps; first += kLanes) {
     const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
-    const int edges = steps - first < kLanes ? steps - first : kLanes;
-    for (int j = 0; j < edges; ++j) {
-      const EdgeIds edge = ids_from<kLanes>(mine, j);
-      const bool kept = edge.idx >= 0;
-      if (!__any_sync(kFullMask, kept)) {
-        continue;
-      }
-      const T* rel = matrix_row<T>(p.relation, kept ? edge.rel : 0);
-      if (kept && (edge.rel != rel_of_run || in_run == kLongestRun)) {
-        end_attention_run(relation, run, state.sum);
-        in_run = 0;
-        if (edge.rel != rel_of_run) {
-          rel_of_run = edge.rel;
-          relation = lane_values<T>(columns, rel);
-          make_key(query, relation, scale, key);
+    unsigned left = kept_lanes<kLanes>(kFullMask, mine.idx >= 0);
+    while (__any_sync(kFullMask, left != 0)) {
+      bool kept[kAtOnce];
+      LaneValues<H, A> value[kAtOnce];
+      A score[kAtOnce][H::kStates] = {};
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int j = take_lane(left);
+        const EdgeIds edge = ids_from<kLanes>(mine, j < 0 ? 0 : j);
+        kept[u] = j >= 0;
+        if (!kept[u]) {
+          continue;
         }
-      }
-      A score[H::kStates] = {};
-      LaneValues<H, A> x{};
-      if (kept) {
-        ++in_run;
+        const T* rel = matrix_row<T>(p.relation, edge.rel);
         const T* tail = matrix_row<T>(p.query, edge.idx);
-        x = lane_values<T>(columns, matrix_row<T>(p.value, edge.idx));
+        const LaneValues<H, A> relation = lane_values<T>(columns, rel);
+        value[u] = lane_values<T>(columns, matrix_row<T>(p.value, edge.idx));
         if constexpr (H::kWhole) {
-          add_products(key, lane_values<T>(columns, tail), score);
+          add_products(query, relation, lane_values<T>(columns, tail), scale, score[u]);
         } else {
-          add_products(columns, head, rel, tail, scale, score);
+          add_products(columns, head, rel, tail, scale, score[u]);
+        }
+#pragma unroll
+        for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+          for (int i = 0; i < H::kSize; ++i) {
+            value[u][v][i] *= relation[v][i];
+          }
         }
       }
-      columns.sum_heads(score);
-      if (!kept) {
-        continue;
-      }
-      A back[H::kStates], factor[H::kStates];
 #pragma unroll
-      for (int k = 0; k < H::kStates; ++k) {
-        const A top = score[k] > state.top[k] ? score[k] : state.top[k];
-        back[k] = exp(state.top[k] - base_of(top));
-        factor[k] = exp(score[k] - base_of(top));
-        state.top[k] = top;
+      for (int u = 0; u < kAtOnce; ++u) {
+        columns.sum_heads(score[u]);
       }
-      state.multiply(back);
-#pragma unroll
-      for (int k = 0; k < H::kStates; ++k) {
-        state.total[k] += factor[k];
-      }
-#pragma unroll
-      for (int v = 0; v < H::kVectors; ++v) {
-        const int k = H::state(v);
-#pragma unroll
-        for (int i = 0; i < H::kSize; ++i) {
-          run[v][i] = run[v][i] * back[k] + factor[k] * x[v][i];
-        }
-      }
+      add_edges(kept, score, value, state);
     }
   }
-  end_attention_run(relation, run, state.sum);
 }
 
 // One state of those of all groups of the warp.
@@ -197,13 +203,8 @@ KGREC_DEVICE A zero_edges_of(const P& p, int64_t row) {
   return p.zero_edges == nullptr ? A(0) : load(static_cast<const A*>(p.zero_edges) + row);
 }
 
-// Wide rows of double need the registers of a whole multiprocessor.
 template <class T, class S>
-constexpr int kAttentionBlocks =
-    sizeof(LaneValues<HeadColumns<T, S>, acc_t<T>>) > 32 ? 1 : kBlocksAtOnce;
-
-template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
+__global__ void __launch_bounds__(kBlockThreads, (kFewColumns<T, S> ? 4 : kAttentionBlocks<T, S>))
     attention_kernel(const AttentionParams p) {
   using A = acc_t<T>;
   using H = HeadColumns<T, S>;
@@ -254,55 +255,88 @@ __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
       });
 }
 
-// Adds up the chunks of each hub, in their order.
+// The chunks of each hub: each group puts its own together, and the first group what all of them
+// have, in order.
 template <class T, class S>
 __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
     attention_hub_kernel(const AttentionParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
-  const int64_t step = threads_in_grid() / C::kLanes;
+  constexpr int kGroups = kBlockThreads / C::kLanes;
+  constexpr int kNumbers = C::kLanes * C::kVectors;  // of a group: one a lane and vector
+  KGREC_SHARED(A, parts, kGroups * kPartSize<C>);
+  KGREC_SHARED(A, tops, kGroups * kNumbers);
+  KGREC_SHARED(A, totals, kGroups * kNumbers);
+  const int group = static_cast<int>(threadIdx.x) / C::kLanes;
   const int lane = lane_of_warp() % C::kLanes;
   const int64_t head_width = p.width / p.num_heads;
-  for (int64_t hub = thread_of_grid() / C::kLanes; hub < p.plan.num_hubs; hub += step) {
-    const int32_t* entry = p.plan.hub + 3 * hub;
-    const int64_t row = load(entry), begin = load(entry + 1), end = load(entry + 2);
+  for_hubs<C::kLanes>(p.plan, [&](const HubShare& share) {
     int64_t slice = 0;
     do {
       const C columns(lane, slice, p.width);
+      LaneValues<C, A> sum{};
 #pragma unroll
       for (int v = 0; v < C::kVectors; ++v) {
         const int64_t head = columns.column(v) / head_width;
-        const A* tops = static_cast<const A*>(p.partial_softmax) + head;
-        A top = A(-INFINITY);
-        for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const A other = load(tops + 2 * chunk * p.num_heads);
+        const A* softmax = static_cast<const A*>(p.partial_softmax) + head;
+        A top = A(-INFINITY), total = 0;
+#pragma unroll 4
+        for (int64_t chunk = share.begin; chunk < share.end; ++chunk) {
+          const A other = load(softmax + 2 * chunk * p.num_heads);
           top = other > top ? other : top;
         }
-        A total = 0, sum[C::kSize] = {};
-        for (int64_t chunk = begin; chunk < end; ++chunk) {
-          const A* softmax = tops + 2 * chunk * p.num_heads;
-          const A factor = exp(load(softmax) - base_of(top));
-          total += factor * load(softmax + p.num_heads);
+#pragma unroll 4
+        for (int64_t chunk = share.begin; chunk < share.end; ++chunk) {
+          const A* of_chunk = softmax + 2 * chunk * p.num_heads;
+          const A factor = exp(load(of_chunk) - base_of(top));
+          total += factor * load(of_chunk + p.num_heads);
           A part[C::kSize];
           columns.read(static_cast<const A*>(p.partial) + chunk * p.width, v, part);
 #pragma unroll
           for (int i = 0; i < C::kSize; ++i) {
-            sum[i] += factor * part[i];
+            sum[v][i] += factor * part[i];
           }
         }
-        const A rest = add_zeros(zero_edges_of<A>(p, row), top, total) * inverse_total(total);
+        tops[group * kNumbers + v * C::kLanes + lane] = top;
+        totals[group * kNumbers + v * C::kLanes + lane] = total;
+      }
+      put_part(&parts[group * kPartSize<C>], lane, sum);
+      share.meet();
+      if (share.group == 0) {
+        const int last = group + share.groups;
 #pragma unroll
-        for (int i = 0; i < C::kSize; ++i) {
-          sum[i] *= rest;
-        }
-        columns.write(static_cast<A*>(p.out) + row * p.width, v, sum);
-        if (columns.column(v) % head_width == 0) {
-          store(static_cast<A*>(p.lse) + row * p.num_heads + head, top + log(total));
+        for (int v = 0; v < C::kVectors; ++v) {
+          const int number = v * C::kLanes + lane;
+          A top = A(-INFINITY), total = 0, result[C::kSize] = {};
+          for (int g = group; g < last; ++g) {
+            const A other = tops[g * kNumbers + number];
+            top = other > top ? other : top;
+          }
+          for (int g = group; g < last; ++g) {
+            const A factor = exp(tops[g * kNumbers + number] - base_of(top));
+            total += factor * totals[g * kNumbers + number];
+#pragma unroll
+            for (int i = 0; i < C::kSize; ++i) {
+              result[i] += factor * parts[g * kPartSize<C> + place_in_part<C>(lane, v, i)];
+            }
+          }
+          A rest = add_zeros(zero_edges_of<A>(p, share.row), top, total);
+          rest *= inverse_total(total);  // of the total with the zeros
+#pragma unroll
+          for (int i = 0; i < C::kSize; ++i) {
+            result[i] *= rest;
+          }
+          columns.write(static_cast<A*>(p.out) + share.row * p.width, v, result);
+          if (columns.column(v) % head_width == 0) {
+            const int64_t head = columns.column(v) / head_width;
+            store(static_cast<A*>(p.lse) + share.row * p.num_heads + head, top + log(total));
+          }
         }
       }
+      share.meet();
       slice = C::next_slice(slice);
     } while (slice < p.width);
-  }
+  });
 }
 
 template <class Run>
@@ -313,7 +347,7 @@ void launches_attention(const AttentionParams& p, Run&& run) {
     using T = decltype(element);
     using S = decltype(shape);
     run(attention_kernel<T, S>, grid_for_shares<S>(p.plan), p);
-    run(attention_hub_kernel<T, S>, grid_for_rows<S>(p.plan.num_hubs), p);
+    run(attention_hub_kernel<T, S>, grid_for_hubs(p.plan), p);
   });
 }
 

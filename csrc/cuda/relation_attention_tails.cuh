@@ -20,7 +20,7 @@ struct alignas(2 * sizeof(A)) EdgeGrad {
 struct TailEdge {
   int32_t idx = -1;  // where it is masked or there is none
   int32_t rel = 0;
-  int32_t pos = 0;
+  int32_t pos = 0;  // in row order
 };
 
 template <class C, class A>
@@ -49,6 +49,7 @@ template <class T, class C, class A>
 KGREC_DEVICE void sum_tails(
     const AttentionTailsParams& p, const C& columns, const Share& share, TailSums<C, A>& sum) {
   constexpr int kLongestRun = 64;  // sums of sums lose less than one long sum
+  constexpr int kAtOnce = kEdgesAtOnce<C, A>;
   const OrderView& col = p.col;
   int head[C::kVectors];
 #pragma unroll
@@ -61,36 +62,55 @@ KGREC_DEVICE void sum_tails(
   for (int64_t first = share.begin; first < share.end; first += C::kLanes) {
     TailEdge mine;
     const int64_t e = first + share.lane;
-    if (e < share.end && (col.mask == nullptr || load(col.mask + e) != 0)) {
+    if (e < share.end) {
       mine = {load(col.idx + e), load(col.rel + e), load(col.pos + e)};
+      if (col.mask != nullptr && load(col.mask + e) == 0) {
+        mine.idx = -1;
+      }
     }
-    const int64_t left = share.end - first;
-    const int edges = left < C::kLanes ? static_cast<int>(left) : C::kLanes;
-    for (int j = 0; j < edges; ++j) {
-      const int32_t idx = __shfl_sync(share.mask, mine.idx, j, C::kLanes);
-      if (idx < 0) {
-        continue;
-      }
-      const int32_t rel = __shfl_sync(share.mask, mine.rel, j, C::kLanes);
-      const int64_t pos = __shfl_sync(share.mask, mine.pos, j, C::kLanes);
-      if (in_run == kLongestRun || (in_run > 0 && rel != rel_of_run)) {
-        end_tail_run<T>(p, columns, rel_of_run, run, sum);
-        run = TailSums<C, A>{};
-        in_run = 0;
-      }
-      rel_of_run = rel;
-      ++in_run;
-      const EdgeGrad<A>* grad = static_cast<const EdgeGrad<A>*>(p.edge_grad) + pos * p.num_heads;
+    unsigned left = kept_lanes<C::kLanes>(share.mask, mine.idx >= 0);
+    while (left != 0) {
+      TailEdge edges[kAtOnce];
+      EdgeGrad<A> factor[kAtOnce][C::kVectors];
+      LaneValues<C, A> query[kAtOnce], out[kAtOnce];
 #pragma unroll
-      for (int v = 0; v < C::kVectors; ++v) {
-        const EdgeGrad<A> factor = load(grad + head[v]);
-        A query[C::kSize], out[C::kSize];
-        columns.read(matrix_row<T>(p.query, idx), v, query);
-        columns.read(matrix_row<T>(p.grad_out, idx), v, out);
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int j = take_lane(left);
+        const int from = j < 0 ? 0 : j;
+        const int32_t idx = __shfl_sync(share.mask, mine.idx, from, C::kLanes);
+        edges[u].rel = __shfl_sync(share.mask, mine.rel, from, C::kLanes);
+        const int64_t pos = __shfl_sync(share.mask, mine.pos, from, C::kLanes);
+        if (j < 0) {
+          continue;
+        }
+        edges[u].idx = idx;
+        const auto* grad = static_cast<const EdgeGrad<A>*>(p.edge_grad) + pos * p.num_heads;
 #pragma unroll
-        for (int i = 0; i < C::kSize; ++i) {
-          run.keys[v][i] += factor.score * query[i];
-          run.values[v][i] += factor.weight * out[i];
+        for (int v = 0; v < C::kVectors; ++v) {
+          factor[u][v] = load(grad + head[v]);
+        }
+        query[u] = lane_values<T>(columns, matrix_row<T>(p.query, idx));
+        out[u] = lane_values<T>(columns, matrix_row<T>(p.grad_out, idx));
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (edges[u].idx < 0) {
+          continue;
+        }
+        if (in_run == kLongestRun || (in_run > 0 && edges[u].rel != rel_of_run)) {
+          end_tail_run<T>(p, columns, rel_of_run, run, sum);
+          run = TailSums<C, A>{};
+          in_run = 0;
+        }
+        rel_of_run = edges[u].rel;
+        ++in_run;
+#pragma unroll
+        for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+          for (int i = 0; i < C::kSize; ++i) {
+            run.keys[v][i] += factor[u][v].score * query[u][v][i];
+            run.values[v][i] += factor[u][v].weight * out[u][v][i];
+          }
         }
       }
     }
@@ -101,7 +121,7 @@ KGREC_DEVICE void sum_tails(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kBlockThreads, (kFewColumns<T, S> ? 3 : kAttentionBlocks<T, S>))
     attention_tails_kernel(const AttentionTailsParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;

@@ -9,6 +9,7 @@ template <class T, class H, class A>
 KGREC_DEVICE void give_runs(
     const RelationGradParams& p, const H& columns, const Share& share, int steps, A* shared) {
   constexpr int kLanes = H::kLanes;
+  constexpr int kAtOnce = kEdgesAtOnce<H, A>;
   LaneValues<H, A> left{}, run{};
   if (share.begin < share.end) {
     const A factor = load(static_cast<const A*>(p.left_scale) + share.row);
@@ -37,22 +38,33 @@ KGREC_DEVICE void give_runs(
   for (int first = 0; first < steps; first += kLanes) {
     const EdgeIds mine = ids_of(p.row, share.begin + first + share.lane, share.end);
     const int edges = steps - first < kLanes ? steps - first : kLanes;
-    for (int j = 0; j < edges; ++j) {
-      const EdgeIds edge = ids_from<kLanes>(mine, j);
-      // Runs end at masked edges too, so that each place is written.
-      const bool ends = edge.rel >= 0 && rel_of_run >= 0 && edge.rel != rel_of_run;
-      if (__any_sync(kFullMask, ends)) {
-        end_run(ends);
+    for (int begin = 0; begin < edges; begin += kAtOnce) {
+      EdgeIds ids[kAtOnce];
+      LaneValues<H, A> x[kAtOnce]{};
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        if (begin + u < edges) {
+          ids[u] = ids_from<kLanes>(mine, begin + u);
+        }
+        if (ids[u].idx >= 0) {
+          x[u] = lane_values<T>(columns, matrix_row<T>(p.x, ids[u].idx));
+        }
       }
-      rel_of_run = edge.rel >= 0 ? edge.rel : rel_of_run;
-      if (edge.idx >= 0) {
 #pragma unroll
-        for (int v = 0; v < H::kVectors; ++v) {
-          A x[H::kSize];
-          columns.read(matrix_row<T>(p.x, edge.idx), v, x);
+      for (int u = 0; u < kAtOnce; ++u) {
+        // Runs end at masked edges too, so that each place is written.
+        const bool ends = ids[u].rel >= 0 && rel_of_run >= 0 && ids[u].rel != rel_of_run;
+        if (__any_sync(kFullMask, ends)) {
+          end_run(ends);
+        }
+        rel_of_run = ids[u].rel >= 0 ? ids[u].rel : rel_of_run;
+        if (ids[u].idx >= 0) {
 #pragma unroll
-          for (int i = 0; i < H::kSize; ++i) {
-            run[v][i] += x[i];
+          for (int v = 0; v < H::kVectors; ++v) {
+#pragma unroll
+            for (int i = 0; i < H::kSize; ++i) {
+              run[v][i] += x[u][v][i];
+            }
           }
         }
       }
@@ -63,7 +75,7 @@ KGREC_DEVICE void give_runs(
 }
 
 template <class T, class S>
-__global__ void __launch_bounds__(kSumsThreads, kBlocksAtOnce)
+__global__ void __launch_bounds__(kSumsThreads, (kFewColumns<T, S> ? 4 : kBlocksAtOnce))
     relation_grad_kernel(const RelationGradParams p) {
   using A = acc_t<T>;
   using H = HeadColumns<T, S>;

@@ -153,38 +153,37 @@ class RunShares {
 
 // -- From shares to sums -----------------------------------------------------------------------
 
-// The sums of all blocks, element by element.
+// The sums of all blocks: a warp takes neighbouring blocks and neighbouring elements, and what the
+// warps of a block have is added up in order.
 template <class A>
 __global__ void __launch_bounds__(kBlockThreads, kBlocksAtOnce)
     relation_blocks_kernel(const RelationSumsParams p) {
+  constexpr int kWarps = kBlockThreads / kWarp;
+  KGREC_SHARED(A, parts, kBlockThreads);
   const int64_t size = p.sums.runs.num_relations * p.width;
-  for (int64_t i = thread_of_grid(); i < size; i += threads_in_grid()) {
+  const int warp = warp_of_block(), lane = lane_of_warp();
+  const int64_t begin = p.sums.blocks * warp / kWarps, end = p.sums.blocks * (warp + 1) / kWarps;
+  for (int64_t first = int64_t{blockIdx.x} * kWarp; first < size;
+       first += int64_t{gridDim.x} * kWarp) {
+    const int64_t i = first + lane;
     A sum = 0;
-    for (int64_t block = 0; block < p.sums.blocks; ++block) {
-      sum += load(static_cast<const A*>(p.sums.work) + block * size + i);
-    }
-    store(static_cast<A*>(p.sums.grad) + i, sum);
-  }
-}
-
-// The sum of rows of `work`, in the columns of a lane; row_of(i) is the number of one.
-template <class C, class A, class F>
-KGREC_DEVICE LaneValues<C, A> sum_rows(
-    const C& columns, const A* work, int64_t width, int64_t begin, int64_t end, F&& row_of) {
-  LaneValues<C, A> sum{};
-  for (int64_t i = begin; i < end; ++i) {
-    const A* row = work + row_of(i) * width;
-#pragma unroll
-    for (int v = 0; v < C::kVectors; ++v) {
-      A part[C::kSize];
-      columns.read(row, v, part);
-#pragma unroll
-      for (int k = 0; k < C::kSize; ++k) {
-        sum[v][k] += part[k];
+    if (i < size) {
+#pragma unroll 4
+      for (int64_t block = begin; block < end; ++block) {
+        sum += load(static_cast<const A*>(p.sums.work) + block * size + i);
       }
     }
+    parts[warp * kWarp + lane] = sum;
+    __syncthreads();
+    if (warp == 0 && i < size) {
+      A total = 0;
+      for (int w = 0; w < kWarps; ++w) {
+        total += parts[w * kWarp + lane];
+      }
+      store(static_cast<A*>(p.sums.grad) + i, total);
+    }
+    __syncthreads();
   }
-  return sum;
 }
 
 // Each piece into the place of its first run.
@@ -290,7 +289,7 @@ void launches_with_sums(void (*rows)(P), P p, Run&& run) {
     if (p.sums.in_shared || runs.num_tiles == 0) {
       run(rows, geometry, p);
       if (p.sums.in_shared) {
-        run(relation_blocks_kernel<A>, grid_for(runs.num_relations * p.width, kBlockThreads), sums);
+        run(relation_blocks_kernel<A>, grid_for(runs.num_relations * p.width, kWarp), sums);
       }
       return;
     }

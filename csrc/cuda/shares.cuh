@@ -117,6 +117,16 @@ struct LaneColumns<T, AnyShape> {
   KGREC_DEVICE bool inside(int v) const { return at(v) < width; }
 };
 
+// Whether a lane has few columns of a row: then more warps fit, which hide the wait for memory.
+template <class T, class S>
+constexpr bool kFewColumns = false;
+template <class T, int kWidth, int kBytes>
+constexpr bool kFewColumns<T, RowShape<T, kWidth, kBytes>> =
+    LaneColumns<T, RowShape<T, kWidth, kBytes>>::kVectors *
+            LaneColumns<T, RowShape<T, kWidth, kBytes>>::kSize * sizeof(acc_t<T>) <=
+        16 &&
+    sizeof(acc_t<T>) == 4;
+
 template <class C, class A>
 struct LaneValues {
   A data[C::kVectors][C::kSize];
@@ -246,6 +256,25 @@ KGREC_DEVICE void for_shares_in_step(
   }
 }
 
+// Rows of edges that a group has on the way at once: while it waits for one, the other comes too.
+// More of them would take registers, and so warps, from the multiprocessor.
+template <class C, class A>
+constexpr int kEdgesAtOnce = sizeof(LaneValues<C, A>) <= (sizeof(A) == 8 ? 16 : 32) ? 2 : 1;
+
+// Bit j: whether `kept` is true in lane j of the group. `mask` names the lanes that make the call.
+template <int kLanes>
+KGREC_DEVICE unsigned kept_lanes(unsigned mask, bool kept) {
+  const unsigned bits = __ballot_sync(mask, kept) >> (lane_of_warp() & ~(kLanes - 1));
+  return bits & (kFullMask >> (kWarp - kLanes));
+}
+
+// Takes the first lane out of `left`; -1 where none is left.
+KGREC_DEVICE int take_lane(unsigned& left) {
+  const int lane = __ffs(static_cast<int>(left)) - 1;
+  left &= left - 1;
+  return lane;
+}
+
 // What a lane has looked up of an edge of its group's share, for all of them to see.
 struct EdgeIds {
   int32_t idx = -1;  // -1 where it is masked or there is none
@@ -255,10 +284,10 @@ struct EdgeIds {
 KGREC_DEVICE EdgeIds ids_of(const OrderView& order, int64_t e, int64_t end) {
   EdgeIds ids;
   if (e < end) {
+    // All at once, masked or not: to wait for the mask first would take as long again.
     ids.rel = load(order.rel + e);
-    if (order.mask == nullptr || load(order.mask + e) != 0) {
-      ids.idx = load(order.idx + e);
-    }
+    const int32_t idx = load(order.idx + e);
+    ids.idx = order.mask == nullptr || load(order.mask + e) != 0 ? idx : -1;
   }
   return ids;
 }
@@ -294,6 +323,97 @@ KGREC_DEVICE void sum_groups(LaneValues<C, A>& values) {
 #pragma unroll
     for (int i = 0; i < C::kSize; ++i) {
       values[v][i] = sum_groups<C::kLanes>(values[v][i]);
+    }
+  }
+}
+
+// -- Hubs ------------------------------------------------------------------------------------
+
+// The chunks of a hub that a group adds up; the groups of its team have the others.
+struct HubShare {
+  int64_t row, begin, end;
+  int group, groups;  // number in the team, and of how many
+  bool block;         // whether the team is the block, or the warp
+
+  // Until all of the team have come.
+  KGREC_DEVICE void meet() const {
+    if (block) {
+      __syncthreads();
+    } else {
+      __syncwarp();
+    }
+  }
+};
+
+// f(share) for all hubs: a warp takes one of few chunks, and a block all others. Groups have
+// neighbouring chunks. All lanes of a team make the call.
+template <int kLanes, class F>
+KGREC_DEVICE void for_hubs(const RowPlan& plan, F&& f) {
+  constexpr int kWarps = kBlockThreads / kWarp;
+  constexpr int64_t kChunksOfWarp = 64;
+  for (int64_t first = int64_t{blockIdx.x} * kWarps; first < plan.num_hubs;
+       first += int64_t{gridDim.x} * kWarps) {
+    for (int i = 0; i < kWarps && first + i < plan.num_hubs; ++i) {
+      const int32_t* hub = plan.hub + 3 * (first + i);
+      const int64_t begin = load(hub + 1), size = load(hub + 2) - begin;
+      HubShare share;
+      share.row = load(hub);
+      share.block = size > kChunksOfWarp;
+      if (!share.block && warp_of_block() != i) {
+        continue;
+      }
+      const int lane = share.block ? static_cast<int>(threadIdx.x) : lane_of_warp();
+      share.group = lane / kLanes;
+      share.groups = (share.block ? kBlockThreads : kWarp) / kLanes;
+      share.begin = begin + size * share.group / share.groups;
+      share.end = begin + size * (share.group + 1) / share.groups;
+      f(share);
+    }
+  }
+}
+
+inline Geometry grid_for_hubs(const RowPlan& plan) {
+  return grid_for(plan.num_hubs, kBlockThreads / kWarp);
+}
+
+// The sum of the rows begin, begin + 1 ... end - 1 of `work`, in the columns of a lane; row_of(i)
+// is the number of the one that stands for i.
+template <class C, class A, class F>
+KGREC_DEVICE LaneValues<C, A> sum_rows(
+    const C& columns, const A* work, int64_t width, int64_t begin, int64_t end, F&& row_of) {
+  LaneValues<C, A> sum{};
+#pragma unroll 4
+  for (int64_t i = begin; i < end; ++i) {
+    const A* row = work + row_of(i) * width;
+#pragma unroll
+    for (int v = 0; v < C::kVectors; ++v) {
+      A part[C::kSize];
+      columns.read(row, v, part);
+#pragma unroll
+      for (int k = 0; k < C::kSize; ++k) {
+        sum[v][k] += part[k];
+      }
+    }
+  }
+  return sum;
+}
+
+// What the lanes of a group have of a row, in shared memory: value i of vector v of a lane.
+template <class C>
+constexpr int kPartSize = C::kLanes * C::kVectors * C::kSize;
+
+template <class C>
+KGREC_DEVICE int place_in_part(int lane, int v, int i) {
+  return (v * C::kSize + i) * C::kLanes + lane;
+}
+
+template <class C, class A>
+KGREC_DEVICE void put_part(A* part, int lane, const LaneValues<C, A>& values) {
+#pragma unroll
+  for (int v = 0; v < C::kVectors; ++v) {
+#pragma unroll
+    for (int i = 0; i < C::kSize; ++i) {
+      store(part + place_in_part<C>(lane, v, i), values[v][i]);
     }
   }
 }

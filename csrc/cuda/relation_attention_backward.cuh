@@ -155,7 +155,7 @@ KGREC_DEVICE void attend_backward(
     const AttentionBackwardParams& p, const H& columns, const Share& share, int steps, A* shared,
     LaneValues<H, A>& grad_query) {
   constexpr int kLanes = H::kLanes;
-  // Where a row takes too many registers, those of Q[h] and dO[h] are read for each edge.
+  // Where a row takes too many registers, those of Q[h], dO[h] and Rel[r] are read for each edge.
   constexpr bool kReads = H::kWhole && H::kVectors > 2;
   const A scale = score_scale<A>(p.width, p.num_heads);
   EdgeIds mine = ids_of(p.row, share.begin + share.lane, share.end);
@@ -166,8 +166,8 @@ KGREC_DEVICE void attend_backward(
   EdgeResults<H, A> results;
   // Of the run at hand: its relation, and sums of a_e X[t] and ds_e Q[t].
   int32_t rel_of_run = -1;
-  bool any_kept = false;
-  LaneValues<H, A> values{}, keys{};
+  bool has_relation = false;
+  LaneValues<H, A> relation{}, values{}, keys{};
   const auto vector_of = [&](const LaneValues<H, A>& known, const T* memory, int v, A* result) {
     if constexpr (kReads) {
       columns.read(memory, v, result);
@@ -178,9 +178,8 @@ KGREC_DEVICE void attend_backward(
       }
     }
   };
-  // Read for each edge: the nearest cache has it, and there are no registers for it.
   const auto relation_of = [&](int v, A* result) {
-    columns.read(matrix_row<T>(p.relation, rel_of_run), v, result);
+    vector_of(relation, matrix_row<T>(p.relation, rel_of_run), v, result);
   };
   const auto query_of = [&](int v, A* result) {
     vector_of(row.query, matrix_row<T>(p.query, share.row), v, result);
@@ -198,7 +197,7 @@ KGREC_DEVICE void attend_backward(
         given[i] = grad[i] * values[v][i] + given[i] * (keys[v][i] * scale);
       }
     });
-    if (ends && any_kept) {
+    if (ends) {
 #pragma unroll
       for (int v = 0; v < H::kVectors; ++v) {
         A between[H::kSize];
@@ -208,63 +207,9 @@ KGREC_DEVICE void attend_backward(
           grad_query[v][i] += between[i] * (keys[v][i] * scale);
         }
       }
-      values = keys = LaneValues<H, A>{};
-      any_kept = false;
+      relation = values = keys = LaneValues<H, A>{};
+      has_relation = false;
     }
-  };
-  const auto take_edge = [&](int step, const EdgeIds& edge) {
-    const bool there = edge.rel >= 0, kept = edge.idx >= 0;
-    // Runs end at masked edges too, so that each place is written.
-    const bool ends = there && rel_of_run >= 0 && edge.rel != rel_of_run;
-    if (__any_sync(kFullMask, ends)) {
-      end_run(ends);
-    }
-    rel_of_run = there ? edge.rel : rel_of_run;
-    if (__any_sync(kFullMask, kept)) {
-      A score[H::kStates] = {}, product[H::kStates] = {};
-      LaneValues<H, A> x{}, y{};
-      if (kept) {
-        const T* tail = matrix_row<T>(p.query, edge.idx);
-        const T* value = matrix_row<T>(p.value, edge.idx);
-        y = lane_values<T>(columns, tail);
-        x = lane_values<T>(columns, value);
-        if constexpr (H::kWhole) {
-          add_keyed_products<H>(query_of, relation_of, y, scale, score);
-          add_keyed_products<H>(grad_of, relation_of, x, A(1), product);
-        } else {
-          const T* rel = matrix_row<T>(p.relation, edge.rel);
-          add_products(columns, matrix_row<T>(p.query, share.row), rel, tail, scale, score);
-          add_products(columns, matrix_row<T>(p.grad_out, share.row), rel, value, A(1), product);
-        }
-      }
-      columns.sum_heads(score);
-      columns.sum_heads(product);
-      A a[H::kStates], ds[H::kStates];
-#pragma unroll
-      for (int k = 0; k < H::kStates; ++k) {
-        a[k] = kept ? exp(score[k] - row.lse[k]) : A(0);
-        A change = a[k] * (product[k] - row.delta[k]);
-        if (single && kept) {
-          const int64_t at = share.row * p.num_heads + columns.head(k);
-          change = load(static_cast<const A*>(p.grad_lse) + at);
-        }
-        ds[k] = kept ? change : A(0);
-      }
-      results.keep(p, columns, share, step, a, ds);
-      if (kept) {
-        any_kept = true;
-#pragma unroll
-        for (int v = 0; v < H::kVectors; ++v) {
-          const int k = H::state(v);
-#pragma unroll
-          for (int i = 0; i < H::kSize; ++i) {
-            values[v][i] += a[k] * x[v][i];
-            keys[v][i] += ds[k] * y[v][i];
-          }
-        }
-      }
-    }
-    results.write(p, columns, share, step, step + 1 == steps);
   };
   for (int first = 0; first < steps; first += kLanes) {
     if (first > 0) {
@@ -272,7 +217,63 @@ KGREC_DEVICE void attend_backward(
     }
     const int edges = steps - first < kLanes ? steps - first : kLanes;
     for (int j = 0; j < edges; ++j) {
-      take_edge(first + j, ids_from<kLanes>(mine, j));
+      const int step = first + j;
+      const EdgeIds edge = ids_from<kLanes>(mine, j);
+      const bool there = edge.rel >= 0, kept = edge.idx >= 0;
+      // Runs end at masked edges too, so that each place is written.
+      const bool ends = there && rel_of_run >= 0 && edge.rel != rel_of_run;
+      if (__any_sync(kFullMask, ends)) {
+        end_run(ends);
+      }
+      rel_of_run = there ? edge.rel : rel_of_run;
+      if (__any_sync(kFullMask, kept)) {
+        A score[H::kStates] = {}, product[H::kStates] = {};
+        LaneValues<H, A> x{}, y{};
+        const T* rel = matrix_row<T>(p.relation, edge.rel);
+        if (kept) {
+          if (!kReads && !has_relation) {
+            relation = lane_values<T>(columns, rel);
+            has_relation = true;
+          }
+          const T* tail = matrix_row<T>(p.query, edge.idx);
+          const T* value = matrix_row<T>(p.value, edge.idx);
+          y = lane_values<T>(columns, tail);
+          x = lane_values<T>(columns, value);
+          if constexpr (H::kWhole) {
+            add_keyed_products<H>(query_of, relation_of, y, scale, score);
+            add_keyed_products<H>(grad_of, relation_of, x, A(1), product);
+          } else {
+            add_products(columns, matrix_row<T>(p.query, share.row), rel, tail, scale, score);
+            add_products(columns, matrix_row<T>(p.grad_out, share.row), rel, value, A(1), product);
+          }
+        }
+        columns.sum_heads(score);
+        columns.sum_heads(product);
+        A a[H::kStates], ds[H::kStates];
+#pragma unroll
+        for (int k = 0; k < H::kStates; ++k) {
+          a[k] = kept ? exp(score[k] - row.lse[k]) : A(0);
+          A change = a[k] * (product[k] - row.delta[k]);
+          if (single && kept) {
+            const int64_t at = share.row * p.num_heads + columns.head(k);
+            change = load(static_cast<const A*>(p.grad_lse) + at);
+          }
+          ds[k] = kept ? change : A(0);
+        }
+        results.keep(p, columns, share, step, a, ds);
+        if (kept) {
+#pragma unroll
+          for (int v = 0; v < H::kVectors; ++v) {
+            const int k = H::state(v);
+#pragma unroll
+            for (int i = 0; i < H::kSize; ++i) {
+              values[v][i] += a[k] * x[v][i];
+              keys[v][i] += ds[k] * y[v][i];
+            }
+          }
+        }
+      }
+      results.write(p, columns, share, step, step + 1 == steps);
     }
   }
   end_run(rel_of_run >= 0);

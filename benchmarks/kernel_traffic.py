@@ -18,8 +18,8 @@ plus the bytes of ids, relations, positions and masks, over 32. A run is a stret
 of one row (column) and relation. The rows of O, dQ and the shares are of float32 where Q is of a
 half type, as they are in memory. What the row pass writes for others (16 bytes an edge, a row a
 run) is not part of its least. With a mask that weighs more, for it is written of masked runs too:
-the limits are for graphs without one. Forward asks for the row of Rel at each edge, which the nearest
-cache has: on a card that was faster than to end runs.
+the limits are for graphs without one. Forward asks for the row of Rel at each edge, not each run:
+the nearest cache has it.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ def main() -> None:
     type=click.Choice(["default", "paper"]),
     help="paper: evaluate as the paper's code does, which chooses the epoch on test.",
 )
-@click.option("--device", help="Where to train, cpu or cuda.  [default: cpu]")
+@click.option("--device", help="Where to train: auto, cpu or cuda.  [default: auto]")
 @click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
 @_run_dir
 @click.option(
@@ -179,7 +179,7 @@ def train(
                 folder.write_config(config)
             trainer = Trainer(model, data, config, folder, ConsoleReporter(console))
     keep_freed_memory()  # again: the data may have taken what the first call asked for
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {folder.path}, device: {trainer.device.type}", soft_wrap=True)
     # Here only errors made for users are theirs; anything else deserves its traceback.
     with mistakes(CheckpointError), mistakes(TrainingError, exit_code=1):
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kgrec_fast import _library
 from kgrec_fast.training.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -41,11 +42,15 @@ def read_dataset(config: Config) -> KGDataset:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name.
+    """The device of that name; "auto" is CUDA where that works and our kernels are, else the CPU.
 
     Raises:
         ConfigError: if torch knows no such device, or cannot use it here.
     """
+    if name == "auto":
+        cuda = torch.device("cuda")
+        usable = torch.cuda.is_available() and _library.is_native(cuda)
+        return cuda if usable else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -101,7 +101,9 @@ class TrainingConfig(_Section):
     patience: PositiveInt = Field(
         default=10, description="evaluations without gain before the run stops"
     )
-    device: str = "cpu"
+    device: str = Field(
+        default="auto", description="auto: CUDA where that works and our kernels are built, or cpu"
+    )
     cuda_graph: bool | None = Field(
         default=None,
         description="capture steps in a CUDA graph; where the device is CUDA if absent",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from kgrec_fast import _library
+from kgrec_fast.training.build import resolve_device
 from kgrec_fast.training.config import Config, ConfigError, load_config, parse_config
 
 
@@ -113,3 +116,16 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, message: str
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"c\.yaml: cannot be read"):
         load_config(tmp_path / "c.yaml")
+
+
+def test_the_device_is_cuda_only_where_its_kernels_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Config().training.device == "auto"
+    for available, native, expected in (
+        (False, True, "cpu"),
+        (True, False, "cpu"),
+        (True, True, "cuda"),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=available: here)
+        monkeypatch.setattr(_library, "is_native", lambda device, here=native: here)
+        assert resolve_device("auto").type == expected
+    assert resolve_device("cpu").type == "cpu"

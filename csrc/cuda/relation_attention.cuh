@@ -258,7 +258,8 @@ __global__ void __launch_bounds__(kBlockThreads, (kFewColumns<T, S> ? 4 : kAtten
 // The chunks of each hub: each group puts its own together, and the first group what all of them
 // have, in order.
 template <class T, class S>
-__global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
+__global__ void __launch_bounds__(
+    kBlockThreads, (sizeof(acc_t<T>) == 8 ? 1 : kAttentionBlocks<T, S>))
     attention_hub_kernel(const AttentionParams p) {
   using A = acc_t<T>;
   using C = LaneColumns<T, S>;
@@ -285,7 +286,7 @@ __global__ void __launch_bounds__(kBlockThreads, (kAttentionBlocks<T, S>))
           const A other = load(softmax + 2 * chunk * p.num_heads);
           top = other > top ? other : top;
         }
-#pragma unroll 4
+#pragma unroll 2
         for (int64_t chunk = share.begin; chunk < share.end; ++chunk) {
           const A* of_chunk = softmax + 2 * chunk * p.num_heads;
           const A factor = exp(load(of_chunk) - base_of(top));

@@ -48,7 +48,7 @@ $(VENV)/.torch: | $(BIN)/python
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/.torch
 	@echo "Building kgrec_fast (two to five minutes on two cores, CUDA kernels included) ..."
-	$(PIP) install --no-build-isolation -e ".[train,test]"
+	KGREC_FAST_WERROR=1 $(PIP) install --no-build-isolation -e ".[train,test]"
 	@touch $@
 
 install build: $(VENV)/.installed

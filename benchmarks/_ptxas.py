@@ -138,7 +138,8 @@ def parse_threads(ptx: str) -> dict[str, int]:
 @lru_cache
 def _setup() -> dict[str, Any]:
     """The constants and functions of setup.py, which builds nothing here."""
-    with mock.patch("setuptools.setup"), mock.patch.dict(os.environ, KGREC_FAST_CUDA="0"):
+    wishes = {"KGREC_FAST_CUDA": "0", "KGREC_FAST_WERROR": "1"}
+    with mock.patch("setuptools.setup"), mock.patch.dict(os.environ, wishes):
         return runpy.run_path(str(ROOT / "setup.py"))
 
 

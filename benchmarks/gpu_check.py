@@ -9,8 +9,10 @@ GPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -35,6 +37,8 @@ TESTS = "tests/test_on_cuda.py"
 ON_DEVICE = "another_stream or capture"  # what exists on a device alone: a step of its own
 SMALL = "test_float32 and (bipartite or duplicates or hub)"  # under the sanitizer
 TAIL = 4000  # characters of output that are kept
+MOST_ERRORS = 10  # lines kept beside them that name an error, of a step that failed
+WORKERS = 4  # of pytest-xdist, where that is installed
 NO_SANITIZER = (
     "compute-sanitizer is absent: it is part of the CUDA toolkit, "
     "and of the wheel nvidia-cuda-sanitizer-api"
@@ -89,6 +93,9 @@ def steps(folder: Path) -> list[Step]:
         report = f"--junitxml={folder / name}.xml"
         return [python, "-m", "pytest", TESTS, "-p", "no:cacheprovider", "-k", selection, report]
 
+    side_by_side = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
+    threads = str(max(1, (os.cpu_count() or 1) // (WORKERS if side_by_side else 1)))
+
     def sanitizer(name: str) -> Step:
         found = _card.tool("compute-sanitizer")
         if found is None:
@@ -111,9 +118,9 @@ def steps(folder: Path) -> list[Step]:
         Step("info", [python, "-m", "kgrec_fast.info"], 0.03, here),
         Step(
             "tests",
-            pytest("tests", f"not ({ON_DEVICE})"),
+            [*pytest("tests", f"not ({ON_DEVICE})"), *side_by_side],
             0.15,
-            here,
+            {**here, "OMP_NUM_THREADS": threads},
             lambda: outcomes(folder / "tests.xml"),
         ),
         Step(
@@ -170,16 +177,19 @@ def run_step(step: Step, limit: float) -> dict[str, Any]:
     begin = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         code = _run(step, limit, output)
-        output.seek(max(0, output.seek(0, os.SEEK_END) - TAIL))
-        tail = output.read().decode(errors="replace")
+        output.seek(0)
+        text = output.read().decode(errors="replace")
     result: dict[str, Any] = {
         "status": {0: "passed", None: "timed out"}.get(code, "failed"),
         "exit_code": code,
         "seconds": round(time.perf_counter() - begin, 2),
         "limit_seconds": round(limit, 1),
         "command": step.shown,
-        "output_tail": tail,
+        "output_tail": text[-TAIL:],
     }
+    if code != 0:  # a build says why long before its end
+        named = [line[:TAIL] for line in text.splitlines() if re.search(r"\berror\b", line, re.I)]
+        result["errors"] = named[:MOST_ERRORS]
     try:
         return result | dict(step.read() if step.read else {})
     except Exception as error:  # what a process left behind may be anything

@@ -184,3 +184,13 @@ def test_a_build_without_a_compiler(tmp_path: Path) -> None:
         "kgrec_fast needs a C++ compiler, and there is no no-such-compiler -O2: run "
         "`apt-get install g++`, or set CXX to one"
     )
+
+
+def test_warnings_are_errors_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wish, expected in (("", False), ("1", True)):
+        monkeypatch.setenv("KGREC_FAST_CUDA", "0")
+        monkeypatch.setenv("KGREC_FAST_WERROR", wish)
+        with mock.patch("setuptools.setup"):
+            names = runpy.run_path(str(ROOT / "setup.py"))
+        flags = " ".join([*names["NVCC_FLAGS"], *names["CUDA_HOST_FLAGS"], *names["CXX_FLAGS"]])
+        assert ("Werror" in flags) is expected

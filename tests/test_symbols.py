@@ -17,6 +17,7 @@ from elftools.elf.hash import GNUHashSection
 
 from kgrec_fast import _library
 
+ROOT = Path(__file__).parent.parent
 TORCH = Path(torch.__file__).parent
 SHIM_HEADERS = (
     "torch/csrc/inductor/aoti_torch/c/*.h",
@@ -114,3 +115,25 @@ def test_python_is_not_wanted(library: _library.Library) -> None:
     """The binary of one Python serves all: it calls none of it."""
     assert library.path is not None
     assert [name for name in undefined(library.path) if re.match(r"_?Py", name)] == []
+
+
+# Macros that the headers of torch 2.10 have, of those that later ones have too.
+MACROS = {
+    "STABLE_TORCH_LIBRARY",
+    "STABLE_TORCH_LIBRARY_IMPL",
+    "STD_CUDA_CHECK",
+    "STD_CUDA_KERNEL_LAUNCH_CHECK",
+    "STD_TORCH_CHECK",
+    "TORCH_ABI_VERSION",
+    "TORCH_BOX",
+    "TORCH_ERROR_CODE_CHECK",
+}
+
+
+def test_sources_need_no_macro_that_is_younger_than_the_oldest_torch() -> None:
+    """Who builds against the oldest torch has its headers, whatever the target version hides."""
+    sources = [p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".cpp", ".cu", ".cuh", ".h")]
+    names = re.compile(r"\b(?:STD|STABLE|THO|TORCH)_[A-Z_0-9]+\b")
+    used = {name for path in sources for name in names.findall(path.read_text())}
+    assert used <= MACROS
+    assert "TORCH_BOX" in used

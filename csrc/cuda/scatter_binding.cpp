@@ -24,7 +24,7 @@ Groups groups_of(const OnDevice& device, const Tensor& index, int64_t rows, int6
       torch::stable::detail::from(flat_index),
       torch::stable::detail::from(std::optional<bool>(true)),
       torch::stable::detail::from(int64_t{0}), torch::stable::detail::from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::sort", "stable", stack.data(), TORCH_ABI_VERSION));
   const Tensor sorted = torch::stable::detail::to<Tensor>(stack[0]);
   const Tensor perm = torch::stable::detail::to<Tensor>(stack[1]);

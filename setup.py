@@ -5,8 +5,8 @@ Python API, so that one binary serves every torch from 2.10 and every Python fro
 ``kgrec_fast._C_cuda`` (CUDA kernels) is built where torch has CUDA and a toolkit is found:
 
 * ``KGREC_FAST_CUDA=1`` makes its absence an error, ``KGREC_FAST_CUDA=0`` leaves it out;
-* ``KGREC_FAST_WERROR=1`` makes warnings of the CUDA sources errors, as in `make test`: the compiler of
-  a user may warn of more than ours;
+* ``KGREC_FAST_WERROR=1`` makes warnings of the CUDA sources errors, as in `make test`: compilers
+  of others may warn of more than ours;
 * ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as in every PyTorch extension; without it
   all of CUDA_ARCHITECTURES that the toolkit knows are built, whatever card is in this machine.
 """

@@ -17,6 +17,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,8 +37,9 @@ from benchmarks._harness import ROOT, commit, machine, table
 TESTS = "tests/test_on_cuda.py"
 ON_DEVICE = "another_stream or capture"  # what exists on a device alone: a step of its own
 SMALL = "test_float32 and (bipartite or duplicates or hub)"  # under the sanitizer
-TAIL = 4000  # characters of output that are kept
-MOST_ERRORS = 10  # lines kept beside them that name an error, of a step that failed
+TAIL = 4000  # characters of output that are kept of a step that failed
+MOST_ERRORS = 10  # lines kept beside them that name an error
+LAST_LINES, LONGEST_LINE = 30, 100  # kept of the output of a step that passed
 WORKERS = 4  # of pytest-xdist, where that is installed
 NO_SANITIZER = (
     "compute-sanitizer is absent: it is part of the CUDA toolkit, "
@@ -79,7 +81,7 @@ class Step:
         """The command as one would type it."""
         given = [f"{k}={v}" for k, v in self.environment.items() if k != "PYTHONPATH"]
         words = ["python" if w == sys.executable else w for w in self.command or ()]
-        return shlex.join([*given, *words])
+        return without_folders(shlex.join([*given, *words]))
 
 
 def steps(folder: Path) -> list[Step]:
@@ -185,15 +187,38 @@ def run_step(step: Step, limit: float) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - begin, 2),
         "limit_seconds": round(limit, 1),
         "command": step.shown,
-        "output_tail": text[-TAIL:],
+        "output_tail": end_of(text, code == 0),
     }
     if code != 0:  # a build says why long before its end
+        text = without_folders(text)
         named = [line[:TAIL] for line in text.splitlines() if re.search(r"\berror\b", line, re.I)]
         result["errors"] = named[:MOST_ERRORS]
     try:
         return result | dict(step.read() if step.read else {})
     except Exception as error:  # what a process left behind may be anything
         return result | {"unreadable": repr(error)}
+
+
+def without_folders(text: str) -> str:
+    """The text with names in place of the folders of this machine."""
+    packages = sysconfig.get_path("purelib")
+    for folder, name in (
+        (str(ROOT), "."),
+        (packages, "site-packages"),
+        (sys.prefix, "PREFIX"),
+        (tempfile.gettempdir(), "TMP"),
+    ):
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", name, text)
+    return text
+
+
+def end_of(output: str, passed: bool) -> str:
+    """What is kept of an output: little where all went well."""
+    text = without_folders(output)
+    if not passed:
+        return text[-TAIL:]
+    lines = text.splitlines(keepends=True)[-LAST_LINES:]
+    return "".join(x if len(x) <= LONGEST_LINE else f"{x[:LONGEST_LINE]} ...\n" for x in lines)
 
 
 def _run(step: Step, limit: float, output: Any) -> int | None:
@@ -270,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "torch": torch.__version__,
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu_check", *sys.argv[1:]]),
         "budget_seconds": options.budget,
         "machine": machine(),
     }

@@ -139,9 +139,19 @@ def test_what_a_step_leaves_over_goes_to_the_next() -> None:
 
 
 def test_only_the_end_of_long_output_is_kept() -> None:
-    result = gpu_check.run_step(python("talks", "print('x' * 10**6 + 'end')"), 30)
+    talk = "print('an error:', __import__('os').getcwd()); print('x' * 10**6 + 'end')"
+    result = gpu_check.run_step(python("talks", f"{talk}; raise SystemExit(1)"), 30)
     assert result["output_tail"].endswith("xend\n")
     assert len(result["output_tail"]) == gpu_check.TAIL
+    assert result["errors"] == ["an error: ."]
+
+
+def test_little_is_kept_of_what_went_well() -> None:
+    talk = "print('x' * 1000); [print(i) for i in range(29)]"
+    result = gpu_check.run_step(python("talks", f"print('unseen'); {talk}"), 30)
+    lines = result["output_tail"].splitlines()
+    assert lines == ["x" * gpu_check.LONGEST_LINE + " ...", *map(str, range(29))]
+    assert "errors" not in result
 
 
 REPORT = """<testsuites><testsuite>

@@ -8,7 +8,7 @@ implementation of these passes can leave out on the machine (`_step_floor`).
 
 With ``--device cuda`` our step is captured in a CUDA graph, as `kgrec_fast.training.Trainer` does;
 the baseline draws on the host as before. A step ends when its loss is read. Peak memory is torch's
-own count. No GPU was at hand to run this on.
+own count.
 """
 
 from __future__ import annotations

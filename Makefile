@@ -7,6 +7,8 @@
 #                  handed out into wheelhouse/
 #   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
 #                  each in an environment of its own
+#   make sanitize  run the tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer:
+#                  an hour on two cores, and nothing should run beside it
 #   make lint      ruff, mypy, clang-format
 #   make docs      build the pages into build/docs, warnings being errors
 #   make build     rebuild the native library after a change in csrc/
@@ -31,7 +33,7 @@ OUTSIDE := libtorch*.so libc10*.so libcuda*.so.*
 MODULES := $(shell find kgrec_fast -name '*.py')
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
-.PHONY: demo test wheel wheel-check compat test-matrix test-integrations lint style types format docs \
+.PHONY: demo test wheel wheel-check compat test-matrix test-integrations sanitize lint style types format docs \
   build install data clean FORCE
 .DELETE_ON_ERROR:
 
@@ -136,6 +138,16 @@ test-integrations: wheel build/run
 	  --no-build-isolation torch_scatter==2.1.2
 	cd build/run && $(CURDIR)/$(SCATTER_VENV)/bin/python -m pytest \
 	  tests/integrations/test_against_torch_scatter.py
+
+# Leaks are not looked for: what Python and torch keep to the end is theirs. Output is not captured,
+# for a report ends the process.
+SANITIZE_TESTS ?= tests/ops
+LIBRARY_OF = $$($(CXX) -print-file-name=$(1))
+sanitize: $(VENV)/.installed build/run
+	KGREC_FAST_SANITIZE=1 KGREC_FAST_CUDA=0 $(BIN)/python setup.py -q build --build-base build/sanitized
+	cd build/run && LD_PRELOAD="$(call LIBRARY_OF,libasan.so) $(call LIBRARY_OF,libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$$(echo $(CURDIR)/build/sanitized/lib*)" \
+	  $(CURDIR)/$(BIN)/python -m pytest --capture=no $(SANITIZE_TESTS)
 
 # The tools of a group in pyproject.toml.
 $(VENV)/.lint $(VENV)/.docs $(VENV)/.package: $(VENV)/.%: | $(BIN)/python

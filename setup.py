@@ -7,6 +7,7 @@ Python API, so that one binary serves every torch from 2.10 and every Python fro
 * ``KGREC_FAST_CUDA=1`` makes its absence an error, ``KGREC_FAST_CUDA=0`` leaves it out;
 * ``KGREC_FAST_WERROR=1`` makes warnings of the CUDA sources errors, as in `make test`: compilers
   of others may warn of more than ours;
+* ``KGREC_FAST_SANITIZE=1`` builds the CPU library for `make sanitize`;
 * ``TORCH_CUDA_ARCH_LIST`` chooses the architectures, as in every PyTorch extension; without it
   all of CUDA_ARCHITECTURES that the toolkit knows are built, whatever card is in this machine.
 """
@@ -59,6 +60,10 @@ CXX_FLAGS = [
     "-fno-trapping-math",
     "-fvisibility=hidden",
 ]
+SANITIZERS = []
+if os.environ.get("KGREC_FAST_SANITIZE") == "1":
+    # Optimised further, such code takes an hour to compile.
+    SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"]
 WERROR = os.environ.get("KGREC_FAST_WERROR") == "1"
 CUDA_HOST_FLAGS = [*WARNINGS, *(["-Werror"] if WERROR else []), "-fvisibility=hidden"]
 NVCC_FLAGS = [
@@ -81,12 +86,12 @@ def _headers() -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for p in base.rglob("*") if p.suffix in (".h", ".cuh"))
 
 
-def _link_options() -> dict[str, list[str]]:
+def _link_options(*more: str) -> dict[str, list[str]]:
     """Of a library that takes from torch the shim alone."""
     if sys.platform != "linux":
         return {}
     # torch's libraries export parts of libstdc++, too: it comes before them.
-    return {"libraries": ["stdc++"], "extra_link_args": ["-Wl,--as-needed"]}
+    return {"libraries": ["stdc++"], "extra_link_args": ["-Wl,--as-needed", *more]}
 
 
 class BuildLibraries(cpp_extension.BuildExtension):
@@ -108,8 +113,8 @@ def _cpu_extension() -> Extension:
         ["csrc/ops.cpp", *_sources("cpu", ".cpp")],
         include_dirs=[str(ROOT / "csrc")],
         depends=_headers(),
-        extra_compile_args={"cxx": DEFINES + CXX_FLAGS},
-        **_link_options(),
+        extra_compile_args={"cxx": [*DEFINES, *CXX_FLAGS, *SANITIZERS]},
+        **_link_options(*SANITIZERS),
         py_limited_api=True,
     )
 

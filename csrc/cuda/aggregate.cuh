@@ -62,8 +62,8 @@ KGREC_DEVICE void end_run(
   }
 }
 
-// The sum over the edges of a share; returns how many there are. No share has more than CHUNK of
-// kgrec_fast/cuda_plan.py, so that sums of sums would not lose less.
+// The sum over the edges of a share; returns how many there are. They are few (CHUNK of
+// kgrec_fast/cuda_plan.py), so that one long sum loses no digits to speak of.
 template <bool kRelations, class T, class C, class A>
 KGREC_DEVICE int32_t
 sum_share(const AggregateParams& p, const C& columns, const Share& share, LaneValues<C, A>& sum) {

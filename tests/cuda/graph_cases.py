@@ -25,7 +25,19 @@ def _all_bins() -> Case:
     return Case(torch.cat([edges, few], 1), types, 105, 95, 6)
 
 
+def _many_chunks() -> Case:
+    """A row and a column of more chunks than a warp adds up alone, beside others of a few."""
+    generator = torch.Generator().manual_seed(4)
+    long = 66 * CHUNK + 5
+    edges = torch.randint(20, (2, 2 * long + 9 * CHUNK), generator=generator)
+    edges[0, :long] = 3
+    edges[1, long : 2 * long] = 11
+    edges[0, 2 * long :] = torch.arange(9 * CHUNK) % 3 + 8
+    return Case(edges, torch.randint(6, (edges.size(1),), generator=generator), 25, 22, 6)
+
+
 BINS = _all_bins()
+MANY_CHUNKS = _many_chunks()
 SMALL = CASES["bipartite"]
 
 sums = accumulate_dtype  # the type that values of a type are added up in

@@ -10,7 +10,7 @@ import pytest
 import torch
 from emulator import ORDERS, recording, run, run_sanitized
 from graph_args import column_arguments, row_arguments
-from graph_cases import BINS, DTYPES, EPS, SMALL, same_bits, sums, values
+from graph_cases import BINS, DTYPES, EPS, MANY_CHUNKS, SMALL, same_bits, sums, values
 from graph_helpers import CASES, operands, random_mask
 from torch import Tensor
 
@@ -185,6 +185,19 @@ def test_bins(dtype: torch.dtype, transpose: bool, mean: bool) -> None:
         torch.testing.assert_close(
             inverse.double(), 1 / count.double(), rtol=EPS[inverse.dtype], atol=0
         )
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize(("width", "dtype"), [(32, torch.float32), (7, torch.bfloat16)])
+def test_chunks_that_a_block_adds_up(width: int, dtype: torch.dtype, transpose: bool) -> None:
+    graph, mask = MANY_CHUNKS.build(), random_mask(MANY_CHUNKS)
+    x = values((25, width), dtype, 1)
+    given = everything(graph, dtype, transpose, width) | {"mean": True}
+    out, _ = aggregate(graph, x, dtype, mask, **given)
+    check(out, *exact_aggregate(graph, x, mask, **given), dtype)
+    for order, seed in ORDERS:
+        how = {"order": order, "seed": seed, "max_blocks": seed % 3}
+        assert same_bits(aggregate(graph, x, dtype, mask, **given, **how)[0], out)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

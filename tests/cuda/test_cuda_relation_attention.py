@@ -12,7 +12,7 @@ import torch
 from attention_calls import Gradients, Problem, attention, attention_backward, relation_gradient
 from emulator import ORDERS, recording, run_sanitized
 from graph_args import run_arguments
-from graph_cases import BINS, DTYPES, SMALL, same_bits, sums, values
+from graph_cases import BINS, DTYPES, MANY_CHUNKS, SMALL, same_bits, sums, values
 from graph_helpers import CASES, Case, assert_as_good_as, operands, random_mask
 from torch import Tensor
 
@@ -119,6 +119,13 @@ def test_bins(dtype: torch.dtype, in_shared: bool, masked: bool) -> None:
         assert int(degree.max()) > 2 * CHUNK
         assert bool(((degree > SHORT_ROW) & (degree <= CHUNK)).any())
     check(p, in_shared)
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(32, torch.float32), (7, torch.bfloat16)])
+def test_chunks_that_a_block_adds_up(width: int, dtype: torch.dtype) -> None:
+    p = problem(MANY_CHUNKS, width, 1, dtype, masked=True)
+    check(p, in_shared=False)
+    check(p._replace(zero_edges=torch.arange(MANY_CHUNKS.num_rows) % 3), in_shared=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,5 @@
 // Standard Gumbel noise, -log(-log(u)), with the same bits everywhere: the logarithm is made of
-// products and sums of floats, each rounded by itself. kgrec_fast/ops/selection.py has the same
+// products and sums of floats, each rounded by itself. kgrec_fast/ops/gumbel.py has the same
 // steps in torch.
 //
 // Included inside a namespace, once for every instruction set and once for CUDA, hence no include

@@ -16,6 +16,7 @@ from kgrec_fast.ops.dropout_normalize_add import (
 )
 from kgrec_fast.ops.edge_score_means import edge_score_means, edge_score_means_reference
 from kgrec_fast.ops.edge_subgraph import edge_subgraph, edge_subgraph_reference
+from kgrec_fast.ops.gumbel import gumbel_noise, gumbel_noise_reference
 from kgrec_fast.ops.projected_attention import (
     attention_and_mean,
     attention_and_mean_reference,
@@ -57,8 +58,6 @@ from kgrec_fast.ops.segment import (
     segment_sum_reference,
 )
 from kgrec_fast.ops.selection import (
-    gumbel_noise,
-    gumbel_noise_reference,
     gumbel_topk,
     gumbel_topk_reference,
     mask_positions,

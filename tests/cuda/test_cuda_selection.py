@@ -10,8 +10,8 @@ import torch
 from emulator import ORDERS, Traffic, recording, run, run_sanitized
 from torch import Tensor
 
+from kgrec_fast.ops.gumbel import gumbel_noise_reference
 from kgrec_fast.ops.selection import (
-    gumbel_noise_reference,
     mask_positions_reference,
     topk_mask_reference,
 )

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kgrec_fast import ops
+from kgrec_fast.ops.gumbel import gumbel_noise_reference
 from kgrec_fast.ops.random import Stream
 from kgrec_fast.ops.selection import (
-    gumbel_noise_reference,
     mask_positions,
     mask_positions_reference,
     topk_mask,

@@ -16,12 +16,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks._memory import peak_in_fresh_process
-from kgrec_fast.ops import selection
+from kgrec_fast.ops import gumbel
+from kgrec_fast.ops.gumbel import gumbel_noise, gumbel_noise_reference, gumbel_of
 from kgrec_fast.ops.random import Stream, random_bits_reference
 from kgrec_fast.ops.selection import (
-    gumbel_noise,
-    gumbel_noise_reference,
-    gumbel_of,
     gumbel_topk,
     gumbel_topk_reference,
     masked_edges,
@@ -104,9 +102,9 @@ def test_noise_has_the_distribution() -> None:
 def test_series_is_that_of_the_header() -> None:
     numbers = re.findall(r"splat\((-?0x1\.[0-9a-f]+p-\d+)f\)", HEADER.read_text())
     in_header = [float.fromhex(x) for x in numbers]
-    ln2 = [selection._LN2_LOW, selection._LN2_HIGH]
-    assert in_header == [*selection._SERIES, *ln2]
-    assert f"kRootHalfBits = {selection._ROOT_HALF_BITS:#x}" in HEADER.read_text()
+    ln2 = [gumbel._LN2_LOW, gumbel._LN2_HIGH]
+    assert in_header == [*gumbel._SERIES, *ln2]
+    assert f"kRootHalfBits = {gumbel._ROOT_HALF_BITS:#x}" in HEADER.read_text()
 
 
 # -- sampling without replacement -----------------------------------------------------------------
@@ -245,8 +243,8 @@ def test_bad_arguments_are_named() -> None:
 def prepare_large_draw(n: str) -> object:
     """For `peak_in_fresh_process`: a tenth of n, weighted."""
     log_weight = torch.zeros(int(n))
-    selection.gumbel_topk(log_weight[:1000], 10, RNG, 4)  # what torch sets up once
-    return lambda: selection.gumbel_topk(log_weight, int(n) // 10, RNG, 4)
+    gumbel_topk(log_weight[:1000], 10, RNG, 4)  # what torch sets up once
+    return lambda: gumbel_topk(log_weight, int(n) // 10, RNG, 4)
 
 
 def prepare_large_tie(n: str) -> object:

@@ -43,9 +43,10 @@ inline OrderView masked_columns(
 // Rows that no edge can reach.
 inline void zero_rows_from(Tensor& x, int64_t first) {
   const int64_t row_bytes = x.size(1) * int64_t(x.element_size());
-  std::memset(
-      static_cast<char*>(x.mutable_data_ptr()) + first * row_bytes, 0,
-      size_t((x.size(0) - first) * row_bytes));
+  const int64_t bytes = (x.size(0) - first) * row_bytes;
+  if (bytes > 0) {  // else there may be no memory
+    std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row_bytes, 0, size_t(bytes));
+  }
 }
 
 // f(begin, end) over [0, count) on torch's threads, whole parts each. A mask may leave half of the

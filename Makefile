@@ -8,7 +8,7 @@
 #   make test-integrations  run the tests inside hopwise and RecBole, and against torch_scatter and PyG,
 #                  each in an environment of its own
 #   make sanitize  run the tests of the ops under AddressSanitizer and UndefinedBehaviorSanitizer:
-#                  an hour on two cores, and nothing should run beside it
+#                  a quarter of an hour on two cores, and nothing should run beside it
 #   make lint      ruff, mypy, clang-format
 #   make docs      build the pages into build/docs, warnings being errors
 #   make build     rebuild the native library after a change in csrc/

@@ -62,7 +62,7 @@ CXX_FLAGS = [
 ]
 SANITIZERS = []
 if os.environ.get("KGREC_FAST_SANITIZE") == "1":
-    # Optimised further, such code takes an hour to compile.
+    # Optimised further, such code takes long to compile.
     SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1"]
 WERROR = os.environ.get("KGREC_FAST_WERROR") == "1"
 CUDA_HOST_FLAGS = [*WARNINGS, *(["-Werror"] if WERROR else []), "-fvisibility=hidden"]

@@ -46,7 +46,7 @@ from emulator import Traffic
 SECTOR = 32
 WIDTH = 64
 HEADS = 2
-LIMITS = {"forward": 1.25, "rows": 1.25, "columns": 1.25}
+LIMITS = {"forward": 1.35, "rows": 1.25, "columns": 1.25}
 # Read by the kernels that add up the shares of relations, which the row pass is launched with.
 OF_SUMS = {"run_perm", "run_piece", "run_sum", "grad_relation"}
 

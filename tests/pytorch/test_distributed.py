@@ -74,6 +74,8 @@ def work(rank: int, folder: str, hyper: dict[str, Any], unused: bool) -> None:
     half = 16 // PROCESSES
     result = train(step, small, slice(rank * half, (rank + 1) * half))
     torch.save(result, f"{folder}/{rank}.pt")
+    del step  # its threads end before those of the group
+    dist.barrier()  # neither leaves while the other still talks to it
     dist.destroy_process_group()
 
 

@@ -180,7 +180,7 @@ def run_step(step: Step, limit: float) -> dict[str, Any]:
     with tempfile.TemporaryFile() as output:
         code = _run(step, limit, output)
         output.seek(0)
-        text = output.read().decode(errors="replace")
+        text = without_folders(output.read().decode(errors="replace"))
     result: dict[str, Any] = {
         "status": {0: "passed", None: "timed out"}.get(code, "failed"),
         "exit_code": code,
@@ -190,7 +190,6 @@ def run_step(step: Step, limit: float) -> dict[str, Any]:
         "output_tail": end_of(text, code == 0),
     }
     if code != 0:  # a build says why long before its end
-        text = without_folders(text)
         named = [line[:TAIL] for line in text.splitlines() if re.search(r"\berror\b", line, re.I)]
         result["errors"] = named[:MOST_ERRORS]
     try:
@@ -212,9 +211,8 @@ def without_folders(text: str) -> str:
     return text
 
 
-def end_of(output: str, passed: bool) -> str:
+def end_of(text: str, passed: bool) -> str:
     """What is kept of an output: little where all went well."""
-    text = without_folders(output)
     if not passed:
         return text[-TAIL:]
     lines = text.splitlines(keepends=True)[-LAST_LINES:]

@@ -4,6 +4,7 @@
 
 #include "cuda/aggregate.h"
 #include "cuda/edge_dots.cuh"
+#include "cuda/hubs.cuh"
 #include "cuda/shares.cuh"
 
 namespace kgrec::cuda {

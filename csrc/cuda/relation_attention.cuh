@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/heads.cuh"
+#include "cuda/hubs.cuh"
 #include "cuda/relation_attention.h"
 #include "cuda/softmax.cuh"
 

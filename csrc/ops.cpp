@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
 
   m.def(
       "edge_subgraph(Tensor[] graph, Tensor row_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "row_subgraph(Tensor[] graph, Tensor? row_mask, Tensor ids, bool own_nodes, int num_cols, "
       "int num_relations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -108,10 +109,12 @@ Tensor parts_of(const OrderView& order, const Tensor& like, const KeptEdgesOf& k
   return part;
 }
 
-// Row order: rowptr, head, tail, relation, position in the graph, parts, slots. Column order, if it
-// is there, else nothing: colptr, head, relation, position in the subgraph, parts.
+// Row order: rowptr, head, tail, relation, position in the graph, perm (from 0 on: the caller's
+// order is row order), parts, slots. Column order, if it is there, else nothing: colptr, head,
+// relation, position in the subgraph, parts.
 std::tuple<
-    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor>
 edge_subgraph(const Graph& graph, const Tensor& row_mask) {
   const OrderView rows = row_order(graph, row_mask);
   const Tensor& like = graph[kCol];
@@ -123,6 +126,7 @@ edge_subgraph(const Graph& graph, const Tensor& row_mask) {
 
   const int32_t* heads = flat<int32_t>(graph[kHead], "head", rows.num_edges);
   Tensor head = edges_of(kept, like), tail = edges_of(kept, like), position = edges_of(kept, like);
+  const Tensor perm = edges_of(kept, like);
   Tensor relation = none, slot = none;
   std::vector<Numbers> numbers{
       {heads, head.mutable_data_ptr<int32_t>()},
@@ -137,11 +141,14 @@ edge_subgraph(const Graph& graph, const Tensor& row_mask) {
     numbers.push_back(
         {flat<int32_t>(graph[kSlot], "slot", rows.num_edges), slot.mutable_data_ptr<int32_t>()});
   }
-  kept.take(numbers, [](int64_t, int64_t, int64_t) {});
+  int32_t* edges = perm.mutable_data_ptr<int32_t>();
+  kept.take(numbers, [&](int64_t, int64_t first, int64_t count) {
+    std::iota(&edges[first], &edges[first + count], int32_t(first));
+  });
   const Tensor rowptr = pointers_of(rows, like, kept);
   const Tensor part = parts_of(rows, like, kept);
   if (!has_columns(graph)) {
-    return {rowptr, head, tail, relation, position, part, slot, none, none, none, none, none};
+    return {rowptr, head, tail, relation, position, perm, part, slot, none, none, none, none, none};
   }
 
   const OrderView columns = column_order(graph, std::nullopt);
@@ -163,7 +170,7 @@ edge_subgraph(const Graph& graph, const Tensor& row_mask) {
   });
   const Tensor colptr = pointers_of(columns, like, kept_there);
   const Tensor col_part = parts_of(columns, like, kept_there);
-  return {rowptr, head,   tail,    relation, position, part,
+  return {rowptr, head,   tail,    relation, position, perm,    part,
           slot,   colptr, col_row, col_rel,  col_pos,  col_part};
 }
 

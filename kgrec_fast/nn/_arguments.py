@@ -101,22 +101,14 @@ def prepared_mask(graph: RelGraph | InteractionGraph, mask: Mask) -> EdgeMask | 
 
 
 def narrowed_mask(
-    graph: RelGraph | InteractionGraph,
-    mask: EdgeMask | None,
-    rows: Tensor | None = None,
-    cols: Tensor | None = None,
-) -> EdgeMask | None:
-    """The edges of a mask whose head is among ``rows`` and whose tail is among ``cols``.
+    graph: RelGraph | InteractionGraph, mask: EdgeMask | None, rows: Tensor
+) -> EdgeMask:
+    """The edges of a mask whose head is among some rows.
 
     Args:
         graph: The graph.
         mask: Which of its edges are kept so far; None for all.
-        rows: bool [num_rows], or None for all.
-        cols: bool [num_cols], or None for all.
+        rows: bool [num_rows].
     """
-    keep = None if mask is None else mask.row
-    for chosen, ids in ((rows, graph.head), (cols, graph.col)):
-        if chosen is not None:
-            among = chosen.index_select(0, ids)
-            keep = among if keep is None else keep & among
-    return mask if keep is None else graph.edge_mask(keep, "row")
+    keep = rows.index_select(0, graph.head)
+    return graph.edge_mask(keep if mask is None else mask.row & keep, "row")

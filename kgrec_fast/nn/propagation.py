@@ -256,18 +256,15 @@ class Propagation(nn.Module):
             last = hop == self.n_hops - 1
             if hop == 1:
                 edge_mask = hops.later_mask(edge_mask)
-                if hops.later is None:
-                    edge_mask = narrowed_mask(graph, edge_mask, cols=_with_edges(graph))
-                else:
-                    graph = hops.later
+                graph = hops.first if hops.later is None else hops.later
             narrows = last and rows < graph.num_rows
             if narrows and total is entity_emb:  # one gradient for both
                 _, total, entity_emb = readers(entity_emb, None, rows)
             elif narrows and total is not None:
                 total = total[:rows]
             if hop > 0:
-                # The edges that are left out here lead to nodes that are zero by now. Without them
-                # a mean changes its length alone, and _finish makes that one.
+                # What the graph of the later hops leaves out leads to nodes that are zero by now.
+                # Without it a mean changes its length alone, and _finish makes that one.
                 entity_emb = padded(entity_emb, graph.num_cols)
             if last and hop > 0 and hops.leading is not None and hops.leading.num_rows == rows:
                 edge_mask, graph = hops.leading_mask(edge_mask), hops.leading
@@ -351,12 +348,6 @@ class Propagation(nn.Module):
         stream, training = dropout_stream(place, hop), rng is not None
         rate = self.mess_dropout_rate
         return ops.dropout_normalize_add(x, total, rate, rng, stream, training, row_ids)
-
-
-def _with_edges(graph: RelGraph) -> Tensor:
-    """bool [at least num_cols]: the nodes with edges of their own."""
-    rows = graph.rowptr.diff() > 0
-    return F.pad(rows, (0, max(0, graph.num_cols - graph.num_rows)))
 
 
 def padded(x: Tensor, rows: int) -> Tensor:

@@ -14,8 +14,8 @@ from kgrec_fast.ops import _common
 
 G = TypeVar("G", RelGraph, InteractionGraph)
 
-# Results of the op, by the fields of a graph; positions come in the place of `perm`.
-_ROW_ORDER = ("rowptr", "head", "col", "rel", "perm", "part", "slot")
+# Results of the op, by the fields of a graph, and the positions of the edges in the whole one.
+_ROW_ORDER = ("rowptr", "head", "col", "rel", "position", "perm", "part", "slot")
 _COLUMN_ORDER = ("colptr", "col_row", "col_rel", "col_pos", "col_part")
 
 
@@ -53,6 +53,7 @@ def edge_subgraph_reference(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, 
         before[graph.rowptr],
         *(x[position] if x.numel() else x for x in (graph.head, graph.col, graph.rel)),
         position.int(),
+        torch.arange(position.numel(), dtype=torch.int32, device=position.device),
         torch.stack([graph.part[0], before[graph.part[1]]]),
         graph.slot[position] if graph.slot.numel() else graph.slot,
     ]
@@ -85,8 +86,7 @@ def _checked(graph: object, edge_mask: object) -> EdgeMask:
 def _made(graph: G, *tensors: Tensor) -> tuple[G, Tensor]:
     """The subgraph from the results of the op, in their order."""
     made: dict[str, Any] = dict(zip((*_ROW_ORDER, *_COLUMN_ORDER), tensors, strict=True))
-    position = made["perm"]
-    made["perm"] = torch.arange(position.numel(), dtype=torch.int32, device=position.device)
+    position = made.pop("position")
     if graph.colptr is None:
         made.update(dict.fromkeys(_COLUMN_ORDER))
     made.update((f.name, None) for f in fields(graph) if f.kw_only)  # plans and other caches

@@ -114,7 +114,8 @@ template <class T, class F>
 void with_attention_shape(int64_t width, int64_t num_heads, F&& run) {
   constexpr int W = Simd<acc_t<T>>::W;
   const int64_t head_width = width / num_heads;
-  const int64_t key = head_width % W == 0 ? num_heads * 100 + head_width / W : 0;
+  const int64_t head_vectors = head_width % W == 0 ? head_width / W : 0;
+  const int64_t key = head_vectors < 100 ? num_heads * 100 + head_vectors : 0;  // no two share one
 #define KGREC_SHAPE(H, HV) \
   case H * 100 + HV:       \
     return run(FixedShape<T, H, HV>(width, num_heads));

@@ -70,6 +70,17 @@ def test_is_as_exact_as_pytorch_in_every_type(shape, dtype: torch.dtype, isa: st
             assert_as_good_as(*results)
 
 
+@pytest.mark.parametrize("vectors", [101, 102, 104, 108])
+def test_one_wide_head_is_not_taken_for_two_narrow_ones(vectors: int, isa: str) -> None:
+    case = CASES["bipartite"]
+    width = vectors * {"baseline": 2, "avx2": 4, "avx512": 8}[isa]  # whole vectors of float64
+    tensors, graph, mask = operands(case, width), case.build(), random_mask(case)
+    ours, _ = run(relation_attention, tensors, graph, 1, mask)
+    exact, _ = run(relation_attention_reference, tensors, graph, 1, mask)
+    for got, wanted in zip(ours, exact, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_gradcheck(shape, isa: str) -> None:
     case, (width, heads) = CASES["duplicates"], shape

@@ -1,6 +1,8 @@
 // Rationale scores, compiled once for every instruction set. The mean over heads of the per-head
 // sums is one sum over the whole row, so the number of heads only enters the scale.
 
+#include "cpu/block_kernels.h"
+
 namespace {
 
 // exp(logit - top) summed over unmasked edges, and their number; masked logits are -inf.
@@ -49,19 +51,10 @@ KGREC_INLINE void write_logits(
   });
 }
 
-// Calls f(place, vector, lanes that count) over A[begin, end).
-template <class A, class F>
-KGREC_INLINE void for_vectors(const A* values, int64_t begin, int64_t end, F&& f) {
-  constexpr int W = Simd<A>::W;
-  for (int64_t e = begin; e < end; e += W) {
-    const int n = int(std::min<int64_t>(W, end - e));
-    f(e, n == W ? load(values + e) : load_first(values + e, n), n);
-  }
-}
-
 // Weights are found anew in the second sweep, so that masked edges cost no memory beside logits.
 template <class A>
 KGREC_INLINE RowSoftmax<A> look_at(const RationaleParams& p, int64_t begin, int64_t end) {
+  constexpr A kLeast = -std::numeric_limits<A>::infinity();
   const A* logits = static_cast<const A*>(p.logits);
   RowSoftmax<A> softmax;
   for (int64_t e = begin; e < end; ++e) {
@@ -70,11 +63,9 @@ KGREC_INLINE RowSoftmax<A> look_at(const RationaleParams& p, int64_t begin, int6
     softmax.top = kept ? std::max(logits[e], softmax.top) : softmax.top;
   }
   Vec<A> total{};
-  for_vectors(logits, begin, end, [&](int64_t, Vec<A> logit, int n) {
-    A lane[Simd<A>::W];
-    store(lane, vexp(logit - splat(softmax.top)));
-    std::fill(lane + n, lane + Simd<A>::W, A(0));
-    total += load(lane);
+  for_vectors<A>(end - begin, [&](int64_t i, int n) {
+    const Vec<A> logit = first_or<A>(load_n(logits + begin + i, n), n, kLeast);
+    total += vexp(logit - splat(softmax.top));
   });
   softmax.total = hsum<A>(total);
   return softmax;
@@ -84,17 +75,15 @@ template <class A>
 KGREC_INLINE void write_scores(
     const RationaleParams& p, int64_t begin, int64_t end, const RowSoftmax<A>& softmax) {
   const A factor = softmax.degree / softmax.total;
-  A* scores = static_cast<A*>(p.scores);
-  for_vectors(static_cast<const A*>(p.logits), begin, end, [&](int64_t e, Vec<A> logit, int n) {
-    const Vec<A> score = vexp(logit - splat(softmax.top)) * splat(factor);
-    if (n == Simd<A>::W) {
-      store(scores + e, score);
-    } else {
-      store_first(scores + e, score, n);
-    }
+  const A* logits = static_cast<const A*>(p.logits) + begin;
+  A* scores = static_cast<A*>(p.scores) + begin;
+  for_vectors<A>(end - begin, [&](int64_t i, int n) {
+    store_n(scores + i, vexp(load_n(logits + i, n) - splat(softmax.top)) * splat(factor), n);
   });
-  if (softmax.degree == 0) {
-    std::fill(scores + begin, scores + end, A(0));
+  if (factor != factor) {  // no edge is kept, or NaN has spread to those that are not
+    for (int64_t e = begin; e < end; ++e) {
+      scores[e - begin] = is_kept(p.order, e) ? scores[e - begin] : A(0);
+    }
   }
 }
 

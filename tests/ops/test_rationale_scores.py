@@ -64,6 +64,22 @@ def test_is_as_exact_as_pytorch_in_every_type(width, heads, dtype, isa: str) -> 
     assert bool((ours[1][~mask] == -torch.inf).all())
 
 
+@pytest.mark.parametrize("case", ["bipartite", "hub row"])
+def test_masked_edges_have_no_score_beside_nan(case: str, isa: str) -> None:
+    case = CASES[case]
+    graph, mask = case.build(), random_mask(case)
+    query, _, relation = operands(case, 64, torch.float32)
+    query[case.edge_index[1, mask][:2]] = torch.nan
+    ours, theirs = (
+        function(query, relation, graph, 2, mask)
+        for function in (rationale_scores, rationale_scores_reference)
+    )
+    assert bool(ours[0].isnan().any())
+    for got, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+    assert torch.equal(ours[0][~mask], torch.zeros(int((~mask).sum())))
+
+
 @pytest.mark.usefixtures("restore_threads")
 def test_bitwise_equal_for_every_number_of_threads(isa: str) -> None:
     case = CASES["hub row"]

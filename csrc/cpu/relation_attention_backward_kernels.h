@@ -7,14 +7,8 @@
 
 namespace {
 
-// The only unmasked edge of a row, -1 where there are more or none, edges beside the graph counted.
-template <class A>
-KGREC_INLINE int64_t single_edge(const AttentionBackwardParams& p, int64_t row) {
-  const OrderView& order = p.row;
-  if (p.zero_edges != nullptr && static_cast<const A*>(p.zero_edges)[row] != 0) {
-    return -1;
-  }
-  const int64_t begin = order.ptr[row], end = order.ptr[row + 1];
+// The only unmasked edge of [begin, end), -1 where there are more or none.
+KGREC_INLINE int64_t only_kept(const OrderView& order, int64_t begin, int64_t end) {
   int64_t found = -1;
   for (int64_t e = begin; e < end; ++e) {
     if (is_kept(order, e)) {
@@ -25,6 +19,15 @@ KGREC_INLINE int64_t single_edge(const AttentionBackwardParams& p, int64_t row) 
     }
   }
   return found;
+}
+
+// That of a row, edges beside the graph counted.
+template <class A>
+KGREC_INLINE int64_t single_edge(const AttentionBackwardParams& p, int64_t row) {
+  if (p.zero_edges != nullptr && static_cast<const A*>(p.zero_edges)[row] != 0) {
+    return -1;
+  }
+  return only_kept(p.row, p.row.ptr[row], p.row.ptr[row + 1]);
 }
 
 // Writes X[t] . (dO[h] * Rel[r]) by head of the unmasked edges, one after another, and adds dO[h]
@@ -184,7 +187,10 @@ void finish_shares(
       const int64_t end = std::min(p.row.ptr[row + 1], p.row.part_edge[part + 1]);
       const A* total = static_cast<const A*>(p.partial) + piece * shape.heads;
       std::copy(total, total + shape.heads, delta);
-      finish_score_grads(p, row, begin, end, single_edge<A>(p, row), delta, lanes);
+      // Many parts may share a row: few of them look at the whole of it.
+      const bool one = only_kept(p.row, begin, end) >= 0;
+      const int64_t single = one ? single_edge<A>(p, row) : -1;
+      finish_score_grads(p, row, begin, end, single, delta, lanes);
     }
   }
 }

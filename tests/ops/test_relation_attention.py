@@ -101,6 +101,24 @@ def test_one_edge_has_weight_one_and_no_score_gradient() -> None:
     assert torch.equal(query.grad, torch.zeros_like(query))
 
 
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("place", [0, 12345, 19999])
+def test_one_edge_of_a_row_that_parts_share(place: int, others: int, isa: str) -> None:
+    edges = 20000
+    graph = RelGraph.from_edges(
+        torch.stack([torch.zeros(edges, dtype=torch.int64), torch.arange(edges) % 50]),
+        torch.zeros(edges, dtype=torch.int64),
+    )
+    assert int((graph.part[0] == 0).sum()) > 2  # a row in more than two parts
+    mask = torch.zeros(edges, dtype=torch.bool)
+    mask[place] = True
+    mask[7001 : 7001 + others] = True
+    tensors = [x.requires_grad_() for x in (torch.randn(50, 8), torch.randn(50, 8))]
+    relation = torch.randn(1, 8, requires_grad=True)
+    relation_attention(*tensors, relation, graph, 2, mask).sum().backward()
+    assert bool((tensors[0].grad == 0).all()) == (others == 0)
+
+
 def test_large_scores_do_not_overflow() -> None:
     case = CASES["bipartite"]
     tensors = tuple(30 * x for x in operands(case, 64, torch.float32))

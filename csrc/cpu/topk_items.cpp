@@ -6,7 +6,7 @@
 
 namespace kgrec::cpu {
 
-struct TopkParams {
+struct TopkRowsParams {
   bool is_double = false;
   const void* scores = nullptr;  // [rows, num_items]
   int64_t num_items = 0;
@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> topk_rows(
     const std::optional<Tensor>& known_items, const std::optional<Tensor>& users, int64_t k) {
   constexpr int64_t kGrain = 1 << 15;  // scores that are worth a thread
   const TopkOperands operands = topk_operands(scores, known_ptr, known_items, users, k);
-  TopkParams params;
+  TopkRowsParams params;
   params.is_double = scores.scalar_type() == ScalarType::Double;
   params.scores = operands.scores.const_data_ptr();
   params.num_items = operands.num_items;

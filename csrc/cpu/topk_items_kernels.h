@@ -213,7 +213,8 @@ class RowRanker {
 // The row with -inf for the known items: itself where none is, else a copy, which stays in the
 // cache.
 template <class T, class Item>
-const T* without_known(const TopkParams& p, const T* row, int64_t number, std::vector<T>& without) {
+const T* without_known(
+    const TopkRowsParams& p, const T* row, int64_t number, std::vector<T>& without) {
   const KnownView& known = p.known;
   const int64_t user = known.users != nullptr ? known.users[number] : number;
   if (known.ptr == nullptr || user < 0 || user >= known.num_users) {
@@ -235,7 +236,7 @@ const T* without_known(const TopkParams& p, const T* row, int64_t number, std::v
 }
 
 template <class T, class Item>
-void rank_rows(const TopkParams& p, int64_t begin, int64_t end) {
+void rank_rows(const TopkRowsParams& p, int64_t begin, int64_t end) {
   RowRanker<T> ranker(p.num_items, p.k);
   std::vector<T> without;
   for (int64_t i = begin; i < end; ++i) {
@@ -248,7 +249,7 @@ void rank_rows(const TopkParams& p, int64_t begin, int64_t end) {
 
 }  // namespace
 
-void topk_rows_range(const TopkParams& p, int64_t begin, int64_t end) {
+void topk_rows_range(const TopkRowsParams& p, int64_t begin, int64_t end) {
   if (p.is_double) {
     p.known.wide ? rank_rows<double, int64_t>(p, begin, end)
                  : rank_rows<double, int32_t>(p, begin, end);

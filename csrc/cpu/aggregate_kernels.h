@@ -85,7 +85,7 @@ void aggregate_part(const AggregateParams& p, const S& shape, int64_t part, Scra
     const int64_t count = kept.each(begin, end, [&](int64_t e, int64_t ahead) {
       prefetch_row(shape, x + order.idx[ahead] * p.x.stride);
       if (order.pos != nullptr && p.weight != nullptr) {
-        __builtin_prefetch(weight + order.pos[ahead] * shape.heads);
+        __builtin_prefetch(weight + int64_t(order.pos[ahead]) * shape.heads);
       }
       if (in_run == kLongestRun ||
           (order.rel != nullptr && in_run > 0 && order.rel[e] != order.rel[previous])) {

@@ -39,6 +39,28 @@ struct Packed {
   }
 };
 
+// sum[r] += left[offset[r]] times the vectors of a block of `right`, for `depth` steps of both.
+template <class A>
+KGREC_INLINE void add_products(
+    int64_t depth, const A* left, int64_t left_step, const int64_t (&offset)[kDenseRows],
+    const A* right, int64_t right_step, Vec<A> (&sum)[kDenseRows][kDenseVectors]) {
+  for (int64_t k = 0; k < depth; ++k, left += left_step, right += right_step) {
+    Vec<A> b[kDenseVectors];
+#pragma GCC unroll 4
+    for (int c = 0; c < kDenseVectors; ++c) {
+      b[c] = load(right + c * Simd<A>::W);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < kDenseRows; ++r) {
+      const Vec<A> a = splat(left[offset[r]]);
+#pragma GCC unroll 4
+      for (int c = 0; c < kDenseVectors; ++c) {
+        sum[r][c] += a * b[c];
+      }
+    }
+  }
+}
+
 // put(row, column, vector) for each vector of x [rows, depth] times a packed matrix. Columns go up
 // to whole blocks.
 template <class A, class F>
@@ -46,29 +68,16 @@ KGREC_INLINE void multiply_rows(
     const A* x, int64_t stride, int64_t rows, const Packed<A>& by, F&& put) {
   using V = Vec<A>;
   for (int64_t first = 0; first < rows; first += kDenseRows) {
-    const A* row[kDenseRows];
+    int64_t row[kDenseRows];
 #pragma GCC unroll 6
     for (int r = 0; r < kDenseRows; ++r) {  // the last one again where there are fewer
-      row[r] = x + std::min(first + r, rows - 1) * stride;
+      row[r] = std::min(first + r, rows - 1) * stride;
     }
     const A* block = by.data.data();
     for (int64_t column = 0; column < by.columns; column += kDenseColumns<A>) {
       V sum[kDenseRows][kDenseVectors] = {};
-      for (int64_t k = 0; k < by.depth; ++k, block += kDenseColumns<A>) {
-        V b[kDenseVectors];
-#pragma GCC unroll 4
-        for (int c = 0; c < kDenseVectors; ++c) {
-          b[c] = load(block + c * Simd<A>::W);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < kDenseRows; ++r) {
-          const V a = splat(row[r][k]);
-#pragma GCC unroll 4
-          for (int c = 0; c < kDenseVectors; ++c) {
-            sum[r][c] += a * b[c];
-          }
-        }
-      }
+      add_products(by.depth, x, 1, row, block, kDenseColumns<A>, sum);
+      block += by.depth * kDenseColumns<A>;
 #pragma GCC unroll 6
       for (int r = 0; r < kDenseRows; ++r) {
         if (first + r < rows) {
@@ -103,22 +112,7 @@ KGREC_INLINE void add_outer(
     }
     for (int64_t j = 0; j < n; j += kDenseColumns<A>) {
       V part[kDenseRows][kDenseVectors] = {};
-      for (int64_t row = 0; row < rows; ++row) {
-        const A* l = left + row * left_stride;
-        V b[kDenseVectors];
-#pragma GCC unroll 4
-        for (int c = 0; c < kDenseVectors; ++c) {
-          b[c] = load(right + row * right_stride + j + c * Simd<A>::W);
-        }
-#pragma GCC unroll 6
-        for (int r = 0; r < kDenseRows; ++r) {
-          const V a = splat(l[column[r]]);
-#pragma GCC unroll 4
-          for (int c = 0; c < kDenseVectors; ++c) {
-            part[r][c] += a * b[c];
-          }
-        }
-      }
+      add_products(rows, left, left_stride, column, right + j, right_stride, part);
 #pragma GCC unroll 6
       for (int r = 0; r < kDenseRows; ++r) {
         if (i + r < m) {

@@ -7,29 +7,6 @@ namespace {
 constexpr int64_t kTileRows = 64;      // whose exponentials are taken at once
 constexpr int64_t kContrastAhead = 6;  // rows whose negatives are asked for that long before
 
-template <class T>
-KGREC_INLINE void prefetch_row(const Matrix& x, int64_t row, int64_t width) {
-  const char* data = reinterpret_cast<const char*>(row_at<T>(x, row));
-  for (int64_t at = 0; at < width * int64_t(sizeof(T)); at += 64) {
-    __builtin_prefetch(data + at);
-  }
-}
-
-// A square can vanish where its root does not: zero means that every element is zero.
-template <class T, class S>
-bool is_zero_row(const S& shape, const T* row) {
-  using A = acc_t<T>;
-  for (int i = 0; i < shape.vectors; ++i) {
-    A lane[Simd<A>::W];
-    const Vec<A> v = shape.get(row, i);
-    std::memcpy(lane, &v, sizeof(lane));
-    if (!std::all_of(lane, lane + Simd<A>::W, [](A a) { return a == 0; })) {
-      return false;
-    }
-  }
-  return true;
-}
-
 template <class A>
 KGREC_INLINE A inverse_norm(A squares) {
   const A eps = A(kNormEps);
@@ -53,8 +30,8 @@ void contrast_typed(const ContrastLossParams& p, const S& shape, int64_t begin, 
       const int64_t row = first + t, other = p.permutation[row];
       if (row + kContrastAhead < end) {
         const int64_t ahead = p.permutation[row + kContrastAhead];
-        prefetch_row<T>(p.z1, ahead, p.width);
-        prefetch_row<T>(p.z2, ahead, p.width);
+        prefetch_row(shape, row_at<T>(p.z1, ahead));
+        prefetch_row(shape, row_at<T>(p.z2, ahead));
       }
       const T* z1 = row_at<T>(p.z1, row);
       const T* z2 = row_at<T>(p.z2, row);
@@ -80,6 +57,7 @@ void contrast_typed(const ContrastLossParams& p, const S& shape, int64_t begin, 
       positive[t] = products[0] * inverse1 * inverse2;
       forth[t] = products[1] * inverse1 * inverse_norm(squares[3]);
       back[t] = products[2] * inverse_norm(squares[2]) * inverse2;
+      // A square can vanish where its root does not: zero means that every element is zero.
       if (inverse1 == inverse_eps && is_zero_row(shape, z1)) {
         inverse1 = 0;
       }
@@ -125,8 +103,8 @@ void contrast_backward_typed(
     if (i + kContrastAhead < end) {
       for (const int64_t ahead :
            {p.permutation[i + kContrastAhead], int64_t(p.inverse[i + kContrastAhead])}) {
-        prefetch_row<T>(p.z1, ahead, p.width);
-        prefetch_row<T>(p.z2, ahead, p.width);
+        prefetch_row(shape, row_at<T>(p.z1, ahead));
+        prefetch_row(shape, row_at<T>(p.z2, ahead));
         __builtin_prefetch(kept + ahead);
       }
     }

@@ -25,12 +25,9 @@ KGREC_INLINE Vec<A> keep(Vec<A> v, const uint32_t* words, uint32_t threshold) {
 // Forward writes -0 where an element was dropped, and 0 for every other zero: backward sees the
 // mask in y, and need not draw it again.
 template <class A>
-using Bits = std::conditional_t<sizeof(A) == 4, I32, I64>;
-
-template <class A>
-KGREC_INLINE Bits<A> is_dropped(Vec<A> v) {
+KGREC_INLINE Ints<A> is_dropped(Vec<A> v) {
   using Element = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  return bit_cast<Bits<A>>(v) == std::numeric_limits<Element>::min();
+  return bit_cast<Ints<A>>(v) == std::numeric_limits<Element>::min();
 }
 
 // Adding 0 would do, but where it is fused into a product one that vanishes keeps its sign.
@@ -76,23 +73,6 @@ KGREC_INLINE void for_rows(
   }
 }
 
-// Whether all elements of a row are zero: NaN is not.
-template <class T, class S>
-KGREC_INLINE bool is_zero(const S& shape, const T* x) {
-  using A = acc_t<T>;
-  Bits<A> zero = {};
-  zero = ~zero;
-  for (int i = 0; i < shape.vectors; ++i) {
-    zero &= shape.get(x, i) == Vec<A>{};
-  }
-  for (int i = 0; i < Simd<A>::W; ++i) {
-    if (zero[i] == 0) {
-      return false;
-    }
-  }
-  return true;
-}
-
 template <class T, class S>
 void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t begin, int64_t end) {
   using A = acc_t<T>;
@@ -103,7 +83,7 @@ void forward_rows(const DropoutNormalizeAddParams& p, const S& shape, int64_t be
   const auto x_row = [&](int64_t row) {
     return static_cast<const T*>(p.x.data) + row * p.x.stride;
   };
-  const auto is_empty = [&](int64_t row) { return is_zero(shape, x_row(row)); };
+  const auto is_empty = [&](int64_t row) { return is_zero_row(shape, x_row(row)); };
   const auto empty = [&](int64_t row) {
     static_cast<A*>(p.norm)[row] = A(0);
     std::fill_n(static_cast<T*>(p.y) + row * p.width, p.width, T{});

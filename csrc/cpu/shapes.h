@@ -76,6 +76,22 @@ struct AnyShape {
   };
 };
 
+// Whether all elements of a row are zero: NaN is not.
+template <class S, class T>
+KGREC_INLINE bool is_zero_row(const S& shape, const T* row) {
+  using A = typename S::A;
+  Ints<A> zero = ~Ints<A>{};
+  for (int i = 0; i < shape.vectors; ++i) {
+    zero &= shape.get(row, i) == Vec<A>{};
+  }
+  for (int i = 0; i < Simd<A>::W; ++i) {
+    if (zero[i] == 0) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // Memory for the rows of an AnyShape, one Scratch a thread; a FixedShape takes none of it.
 template <class S>
 struct Scratch {

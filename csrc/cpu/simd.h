@@ -16,6 +16,10 @@ typedef uint32_t U32 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
 typedef int32_t I32 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
 typedef int64_t I64 __attribute__((vector_size(KGREC_VECTOR_BYTES)));
 
+// Integers as wide as A: what comparisons of vectors give.
+template <class A>
+using Ints = std::conditional_t<sizeof(A) == 4, I32, I64>;
+
 template <class To, class From>
 KGREC_INLINE To bit_cast(const From& from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -233,28 +237,10 @@ KGREC_INLINE A hmax(Vec<A> v) {
   return hmax_lanes(v);
 }
 
-// Lanes 2 and 3 of every four in the place of 0 and 1, and the other way round.
-template <class A>
-KGREC_INLINE Vec<A> swap_pairs(Vec<A> v) {
-#if defined(__clang__)
-  Vec<A> swapped;
-  for (int i = 0; i < Simd<A>::W; ++i) {
-    swapped[i] = v[i ^ 2];
-  }
-  return swapped;
-#else
-  std::conditional_t<sizeof(A) == 4, I32, I64> lanes;
-  for (int i = 0; i < Simd<A>::W; ++i) {
-    lanes[i] = i ^ 2;
-  }
-  return __builtin_shuffle(v, lanes);
-#endif
-}
-
 // Lanes of `set` where `bit` of their number is set, else lanes of `clear`.
 template <class A>
 KGREC_INLINE Vec<A> lanes_by_bit(int bit, Vec<A> set, Vec<A> clear) {
-  std::conditional_t<sizeof(A) == 4, I32, I64> chosen;
+  Ints<A> chosen;
   for (int i = 0; i < Simd<A>::W; ++i) {
     chosen[i] = (i & bit) != 0 ? -1 : 0;
   }
@@ -264,7 +250,7 @@ KGREC_INLINE Vec<A> lanes_by_bit(int bit, Vec<A> set, Vec<A> clear) {
 // The first n lanes of v, `rest` in the others.
 template <class A>
 KGREC_INLINE Vec<A> first_or(Vec<A> v, int n, A rest) {
-  std::conditional_t<sizeof(A) == 4, I32, I64> lanes;
+  Ints<A> lanes;
   for (int i = 0; i < Simd<A>::W; ++i) {
     lanes[i] = i;
   }

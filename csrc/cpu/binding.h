@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/binding.h"
+#include "common/philox.h"
 
 namespace kgrec {
 
@@ -17,6 +18,19 @@ inline void check_device(const Tensor& x, const char* name) {
 }  // namespace kgrec
 
 namespace kgrec::cpu {
+
+// That of an op which takes float32 and float64 alone.
+inline DType whole_dtype_of(const Tensor& x, const char* name) {
+  const DType dtype = dtype_of(x, name);
+  STD_TORCH_CHECK(element_bytes(dtype) > 2, name, " is expected in float32 or float64");
+  return dtype;
+}
+
+// What a random op draws from `rng`, its (seed, step).
+inline PhiloxDraw draw_of(const Tensor& rng, int64_t stream) {
+  const int64_t* seed_step = flat<int64_t>(rng, "rng", 2);
+  return philox_draw(seed_step[0], seed_step[1], stream);
+}
 
 inline SlotView slots(const Graph& graph) {
   SlotView view;
@@ -47,6 +61,14 @@ inline void zero_rows_from(Tensor& x, int64_t first) {
   if (bytes > 0) {  // else there may be no memory
     std::memset(static_cast<char*>(x.mutable_data_ptr()) + first * row_bytes, 0, size_t(bytes));
   }
+}
+
+// f(begin, end) over rows on torch's threads, each with work worth its start.
+template <class F>
+void parallel_rows(int64_t rows, int64_t width, const F& f) {
+  constexpr int64_t kGrainElements = 1 << 14;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(width, 1));
+  torch::stable::parallel_for(0, rows, grain, f);
 }
 
 // f(begin, end) over [0, count) on torch's threads, whole parts each. A mask may leave half of the

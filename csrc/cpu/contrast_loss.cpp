@@ -14,9 +14,6 @@ constexpr int64_t kGrainIds = 1 << 14;
 
 // Writes the inverse of a permutation, and throws where it is none.
 void invert(const int64_t* permutation, int64_t rows, int32_t* inverse) {
-  if (rows == 0) {
-    return;
-  }
   bool inside = true, once = true;  // threads write nothing but false
   torch::stable::parallel_for(0, rows, kGrainIds, [&](int64_t begin, int64_t end) {
     bool good = true;

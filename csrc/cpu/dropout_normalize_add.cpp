@@ -17,23 +17,13 @@ Dropout dropout_of(
   STD_TORCH_CHECK(p >= 0 && p < 1, "p is ", p, ", expected 0 <= p < 1");
   Dropout dropout;
   if (rng) {
-    const int64_t* seed_step = flat<int64_t>(*rng, "rng", 2);
     dropout.active = true;
-    dropout.draw = philox_draw(seed_step[0], seed_step[1], stream);
+    dropout.draw = draw_of(*rng, stream);
     dropout.threshold = drop_threshold(p);
     dropout.scale = 1.0 / (1.0 - p);
     dropout.row_ids = row_ids ? flat<int64_t>(*row_ids, "row_ids", rows) : nullptr;
   }
   return dropout;
-}
-
-template <class F>
-void parallel_rows(int64_t rows, int64_t width, const F& f) {
-  constexpr int64_t kGrainElements = 1 << 14;
-  if (rows > 0) {
-    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(width, 1));
-    torch::stable::parallel_for(0, rows, grain, f);
-  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> dropout_normalize_add(

@@ -30,10 +30,6 @@ Tensor edge_score_means(
   EdgeScoreMeansParams params;
   params.order = column_order(graph, std::nullopt);
   const OrderView& order = params.order;
-  const ScalarType dtype = score.scalar_type();
-  STD_TORCH_CHECK(
-      dtype == ScalarType::Float || dtype == ScalarType::Double,
-      "score is expected in float32 or float64");
   STD_TORCH_CHECK(
       num_items >= 0 && num_items <= order.num_rows, "num_items is ", num_items,
       ", expected no more than ", order.num_rows);
@@ -42,11 +38,11 @@ Tensor edge_score_means(
   STD_TORCH_CHECK(
       source.numel() == order.num_edges, "score has ", source.numel(), " elements, expected ",
       order.num_edges);
-  params.is_double = dtype == ScalarType::Double;
+  params.is_double = whole_dtype_of(score, "score") == DType::f64;
   params.row_mask = mask_of(row_mask, order.num_edges);
   params.score = source.const_data_ptr();
   params.num_items = num_items;
-  Tensor out = make(score, {num_items}, dtype);
+  Tensor out = make(score, {num_items}, score.scalar_type());
   params.out = out.mutable_data_ptr();
   // Parts are in order of columns: those behind the last one that is asked for have no work.
   const int64_t* last = order.part_row + order.num_parts;

@@ -15,16 +15,6 @@ inline Tensor in_one_piece(const Tensor& x) {
   return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
-// f(begin, end) over rows on torch's threads, each with work worth its start.
-template <class F>
-void parallel_rows(int64_t rows, int64_t width, const F& f) {
-  constexpr int64_t kGrainElements = 1 << 14;
-  if (rows > 0) {
-    const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(width, 1));
-    torch::stable::parallel_for(0, rows, grain, f);
-  }
-}
-
 // f(begin, end, sums) over chunks of rows, on torch's threads; then the mean, in order.
 template <class F>
 LossSums sum_chunks(int64_t rows, int64_t width, const F& f) {

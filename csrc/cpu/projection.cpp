@@ -18,12 +18,6 @@ int64_t parts_of(int64_t rows) {
   return std::clamp<int64_t>(rows / kPartRows, 1, kMaxParts);
 }
 
-DType whole_dtype_of(const Tensor& x, const char* name) {
-  const DType dtype = dtype_of(x, name);
-  STD_TORCH_CHECK(element_bytes(dtype) > 2, name, " is expected as float32 or float64");
-  return dtype;
-}
-
 // A row-strided matrix of exactly this shape, of the dtype of `like`.
 Tensor shaped(
     const Tensor& x, const char* name, int64_t rows, int64_t columns, const Tensor& like) {

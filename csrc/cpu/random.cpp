@@ -10,17 +10,14 @@ namespace {
 
 Tensor random_bits(const Tensor& rng, int64_t stream, int64_t n) {
   constexpr int64_t kGrain = 1 << 15;
-  const int64_t* seed_step = flat<int64_t>(rng, "rng", 2);
   STD_TORCH_CHECK(n >= 0, "n is ", n, ", expected a count");
   Tensor out = make(rng, {n}, ScalarType::Long);
   RandomBitsParams params;
-  params.draw = philox_draw(seed_step[0], seed_step[1], stream);
+  params.draw = draw_of(rng, stream);
   params.out = out.mutable_data_ptr<int64_t>();
-  if (n > 0) {
-    torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(random_bits_range, params, begin, end);
-    });
-  }
+  torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(random_bits_range, params, begin, end);
+  });
   return out;
 }
 

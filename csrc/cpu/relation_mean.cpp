@@ -42,11 +42,7 @@ std::tuple<Tensor, Tensor> gradients(
   params.width = source.size(1);
   params.x = matrix(g);
   params.relation = matrix(r);
-  STD_TORCH_CHECK(
-      inverse_count.scalar_type() == accumulate_type(params.dtype) &&
-          inverse_count.numel() == num_rows && inverse_count.is_contiguous(),
-      "inverse_count does not fit x");
-  params.source_scale = inverse_count.const_data_ptr();
+  params.source_scale = kept(inverse_count, "inverse_count", num_rows, params.dtype);
   Tensor grad_x = onto ? *onto : make(x, {source.size(0), params.width}, x.scalar_type());
   if (onto) {
     STD_TORCH_CHECK(grad_x.scalar_type() == x.scalar_type(), "grad_x is not in the dtype of x");

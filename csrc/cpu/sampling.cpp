@@ -12,11 +12,6 @@ constexpr int64_t kMaxElements = (int64_t(1) << 31) - 1;
 constexpr int64_t kGrain = 1 << 12;      // elements to permute that are worth a thread
 constexpr int64_t kDrawGrain = 1 << 15;  // elements to draw
 
-PhiloxDraw draw_of(const Tensor& rng, int64_t stream) {
-  const int64_t* seed_step = flat<int64_t>(rng, "rng", 2);
-  return philox_draw(seed_step[0], seed_step[1], stream);
-}
-
 void draw_keys(const Tensor& rng, int64_t stream, uint32_t* keys) {
   const PhiloxDraw draw = draw_of(rng, stream);
   for (int block = 0; block < kFeistelBlocks; ++block) {
@@ -29,13 +24,6 @@ void check_size(const char* name, int64_t size, int64_t most) {
       size >= 0 && size <= most, name, " is ", size, ", expected 0 <= ", name, " <= ", most);
 }
 
-template <class F>
-void parallel_elements(int64_t count, int64_t grain, const F& f) {
-  if (count > 0) {
-    torch::stable::parallel_for(0, count, grain, f);
-  }
-}
-
 Tensor sample_edges_per_relation(
     const Tensor& rng, const Tensor& rel, const Tensor& rank, const Tensor& count, double rate,
     int64_t stream) {
@@ -45,7 +33,7 @@ Tensor sample_edges_per_relation(
   draw_keys(rng, stream, params.keys);
   const int64_t* counts = flat<int64_t>(count, "count", relations);
   std::vector<RelationShare> share(relations);
-  parallel_elements(relations, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, relations, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       share[r].n = static_cast<uint32_t>(counts[r]);
       share[r].tweak = feistel_tweak(params.keys, static_cast<uint32_t>(r));
@@ -57,7 +45,7 @@ Tensor sample_edges_per_relation(
   params.rel = flat<int32_t>(rel, "rel", edges);
   params.rank = flat<int32_t>(rank, "rank", edges);
   params.out = static_cast<uint8_t*>(out.mutable_data_ptr());
-  parallel_elements(edges, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, edges, kGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(sample_relations_range, params, begin, end);
   });
   return out;
@@ -72,7 +60,7 @@ Tensor sample_edges(const Tensor& rng, int64_t n, int64_t k, int64_t stream) {
   params.n = static_cast<uint32_t>(n);
   params.keep = static_cast<uint32_t>(k);
   params.out = static_cast<uint8_t*>(out.mutable_data_ptr());
-  parallel_elements(n, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(sample_edges_range, params, begin, end);
   });
   return out;
@@ -86,7 +74,7 @@ Tensor random_permutation(const Tensor& rng, int64_t n, int64_t count, int64_t s
   Tensor out = make(rng, {count}, ScalarType::Long);
   params.n = static_cast<uint32_t>(n);
   params.out = out.mutable_data_ptr<int64_t>();
-  parallel_elements(count, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(permutation_range, params, begin, end);
   });
   return out;
@@ -100,7 +88,7 @@ Tensor dropout_mask(const Tensor& rng, int64_t n, double p, int64_t stream) {
   params.threshold = drop_threshold(p);
   Tensor out = make(rng, {n}, ScalarType::Bool);
   params.out = static_cast<uint8_t*>(out.mutable_data_ptr());
-  parallel_elements(n, kDrawGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, n, kDrawGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(dropout_mask_range, params, begin, end);
   });
   return out;
@@ -123,7 +111,7 @@ Tensor sample_negatives(
   }
   Tensor out = make(users, {count}, ScalarType::Long);
   params.out = out.mutable_data_ptr<int64_t>();
-  parallel_elements(count, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, kGrain, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(negatives_range, params, begin, end);
   });
   return out;

@@ -16,28 +16,19 @@ constexpr int64_t kGrainElements = 1 << 14;
 // Narrower rows cost less than another walk over the index.
 constexpr int64_t kSharedWidth = 8;
 
-template <class F>
-void parallel_rows(const ScatterParams& p, const F& f) {
-  if (p.rows > 0 && p.width > 0) {
-    torch::stable::parallel_for(0, p.rows, std::max<int64_t>(1, kGrainElements / p.width), f);
-  }
-}
-
 // Checks the index; says whether it is sorted.
 bool look_at_index(const ScatterParams& p) {
   std::atomic<bool> in_range{true}, sorted{true};
-  if (p.rows > 0) {
-    torch::stable::parallel_for(0, p.rows, kGrainElements, [&](int64_t begin, int64_t end) {
-      bool good, rising;
-      KGREC_ISA_CALL(scatter_look, p, begin, end, &good, &rising);
-      if (!good) {
-        in_range = false;
-      }
-      if (!rising) {
-        sorted = false;
-      }
-    });
-  }
+  torch::stable::parallel_for(0, p.rows, kGrainElements, [&](int64_t begin, int64_t end) {
+    bool good, rising;
+    KGREC_ISA_CALL(scatter_look, p, begin, end, &good, &rising);
+    if (!good) {
+      in_range = false;
+    }
+    if (!rising) {
+      sorted = false;
+    }
+  });
   for (int64_t e = 0; !in_range && e < p.rows; ++e) {
     STD_TORCH_CHECK(
         p.index[e] >= 0 && p.index[e] < p.size, "index[", e, "] is ", p.index[e],
@@ -145,9 +136,7 @@ Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size)
       KGREC_ISA_CALL(scatter_sum_range, params, task / ranges, bounds[range], bounds[range + 1]);
     }
   };
-  if (params.batches > 0) {
-    torch::stable::parallel_for(0, params.batches * ranges, grain, tasks);
-  }
+  torch::stable::parallel_for(0, params.batches * ranges, grain, tasks);
   return out;
 }
 
@@ -155,9 +144,7 @@ Tensor scatter_sum(const Tensor& src_any, const Tensor& index_any, int64_t size)
 // include_self to zero in their place. Threads share the columns, whole lines of the cache each.
 void scatter_add_(Tensor x, const Tensor& src_any, const Tensor& index_any, bool include_self) {
   ScatterParams params;
-  params.dtype = dtype_of(x, "x");
-  // Sums of half types would be rounded after each term.
-  STD_TORCH_CHECK(element_bytes(params.dtype) > 2, "x is expected in float32 or float64");
+  params.dtype = whole_dtype_of(x, "x");  // sums of half types would be rounded after each term
   const Tensor src = operand(src_any, "src", 0, operand(x, "x", 0, x));
   STD_TORCH_CHECK(
       (x.size(1) <= 1 || x.stride(1) == 1) && (x.size(0) <= 1 || x.stride(0) >= x.size(1)),
@@ -211,13 +198,13 @@ Tensor scatter_softmax(const Tensor& src_any, const Tensor& index_any, int64_t s
   parallel_ranges(bounds, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_top_range, params, begin, end);
   });
-  parallel_rows(params, [&](int64_t begin, int64_t end) {
+  parallel_rows(params.rows, params.width, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_exp_rows, params, begin, end);
   });
   parallel_ranges(bounds, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_add_work, params, begin, end);
   });
-  parallel_rows(params, [&](int64_t begin, int64_t end) {
+  parallel_rows(params.rows, params.width, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_divide_rows, params, begin, end);
   });
   return out;
@@ -245,13 +232,13 @@ Tensor scatter_softmax_backward(
   params.out = grad_src.mutable_data_ptr();
   params.sum = sum.mutable_data_ptr();
   params.work = work.mutable_data_ptr();
-  parallel_rows(params, [&](int64_t begin, int64_t end) {
+  parallel_rows(params.rows, params.width, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_multiply_rows, params, begin, end);
   });
   parallel_ranges(
       ranges_of(params, torch::stable::get_num_threads()),
       [&](int64_t begin, int64_t end) { KGREC_ISA_CALL(scatter_add_work, params, begin, end); });
-  parallel_rows(params, [&](int64_t begin, int64_t end) {
+  parallel_rows(params.rows, params.width, [&](int64_t begin, int64_t end) {
     KGREC_ISA_CALL(scatter_softmax_backward_rows, params, begin, end);
   });
   return grad_src;

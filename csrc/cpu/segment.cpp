@@ -128,12 +128,9 @@ Tensor segment_spread(const Tensor& per_segment, const Tensor& ptr, int64_t rows
   Tensor out = make(src, shape, src.scalar_type());
   ask_for_huge_pages(out);
   params.out = out.mutable_data_ptr();
-  if (rows > 0 && params.width > 0) {
-    const int64_t grain = std::max<int64_t>(1, kGrainElements / params.width);
-    torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(segment_spread_rows, params, begin, end);
-    });
-  }
+  parallel_rows(rows, params.width, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(segment_spread_rows, params, begin, end);
+  });
   return out;
 }
 

@@ -23,17 +23,14 @@ constexpr int64_t kSampleShare = 16;
 constexpr double kDeviations = 3.5;
 
 Tensor gumbel_noise(int64_t n, const Tensor& rng, int64_t stream) {
-  const int64_t* seed_step = flat<int64_t>(rng, "rng", 2);
   STD_TORCH_CHECK(n >= 0, "n is ", n, ", expected a count");
   Tensor out = make(rng, {n}, ScalarType::Float);
   GumbelParams params;
-  params.draw = philox_draw(seed_step[0], seed_step[1], stream);
+  params.draw = draw_of(rng, stream);
   params.out = out.mutable_data_ptr<float>();
-  if (n > 0) {
-    torch::stable::parallel_for(0, n, kDrawGrain, [&](int64_t begin, int64_t end) {
-      KGREC_ISA_CALL(gumbel_range, params, begin, end);
-    });
-  }
+  torch::stable::parallel_for(0, n, kDrawGrain, [&](int64_t begin, int64_t end) {
+    KGREC_ISA_CALL(gumbel_range, params, begin, end);
+  });
   return out;
 }
 
@@ -192,8 +189,7 @@ Tensor topk_mask(
   params.num_streams = static_cast<int>(streams.size());
   const Tensor seed_step = rng ? torch::stable::contiguous(*rng) : source;
   for (int s = 0; s < params.num_streams; ++s) {
-    const int64_t* seed = flat<int64_t>(seed_step, "rng", 2);
-    params.draws[s] = philox_draw(seed[0], seed[1], streams[size_t(s)]);
+    params.draws[s] = draw_of(seed_step, streams[size_t(s)]);
   }
   Tensor out = make(values, {params.n}, ScalarType::Bool);
   if (params.n == 0) {
@@ -221,13 +217,11 @@ Tensor mask_positions(const Tensor& mask, int64_t count) {
   const int64_t parts = (n + kPart - 1) / kPart;
   std::vector<int64_t> first(size_t(parts) + 1, 0);
   const auto for_parts = [&](const auto& f) {
-    if (parts > 0) {
-      torch::stable::parallel_for(0, parts, 4, [&](int64_t begin, int64_t end) {
-        for (int64_t part = begin; part < end; ++part) {
-          f(part, part * kPart, std::min((part + 1) * kPart, n));
-        }
-      });
-    }
+    torch::stable::parallel_for(0, parts, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t part = begin; part < end; ++part) {
+        f(part, part * kPart, std::min((part + 1) * kPart, n));
+      }
+    });
   };
   for_parts([&](int64_t part, int64_t begin, int64_t end) {
     first[size_t(part) + 1] = KGREC_ISA_CALL(positions_count, params, begin, end);

@@ -271,9 +271,9 @@ class _AttentionAndMean(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
-        saved, (weight, inverse_count) = ctx.saved_tensors[:6], ctx.saved_tensors[6:8]
-        masks, mean_masks = ctx.saved_tensors[8:10], ctx.saved_tensors[10:12]
-        graphs = ctx.saved_tensors[12:]
+        tensors = ctx.saved_tensors  # once: under checkpoint and hooks each look makes them anew
+        saved, (weight, inverse_count) = tensors[:6], tensors[6:8]
+        masks, mean_masks, graphs = tensors[8:10], tensors[10:12], tensors[12:]
         graph, mean_graph = _two_graphs(graphs, ctx.first_graph)
         _, x, relation = saved[:3]
         grad_query, grad_x, grad_relation = _attention_backward(
@@ -320,9 +320,9 @@ class _ProjectedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
-        saved, weight = ctx.saved_tensors[:6], ctx.saved_tensors[6]
-        masks, zero_edges = ctx.saved_tensors[7:9], ctx.saved_tensors[9]
-        graph = list(ctx.saved_tensors[10:])
+        tensors = ctx.saved_tensors  # once: under checkpoint and hooks each look makes them anew
+        saved, weight, masks, zero_edges = tensors[:6], tensors[6], tensors[7:9], tensors[9]
+        graph = list(tensors[10:])
         grad_query, grad_x, grad_relation = _attention_backward(
             grad_out, grad_lse, saved, masks, graph, ctx.num_heads, zero_edges
         )

@@ -1,0 +1,71 @@
+"""What backward keeps: recomputed by activation checkpointing, moved by hooks, guarded by torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pytorch_helpers import DIFFERENTIABLE, Example, same
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+each_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
+each_kind = pytest.mark.parametrize("reentrant", [False, True])
+
+
+def leaves_of(example: Example) -> list[Tensor]:
+    return [x.detach().clone().requires_grad_() for x in example.inputs[0]]
+
+
+def plain(example: Example) -> tuple[Tensor, ...]:
+    leaves = leaves_of(example)
+    return torch.autograd.grad(example.loss(*leaves), leaves)
+
+
+@each_kind
+@each_differentiable
+def test_checkpoint(name: str, reentrant: bool) -> None:
+    example = Example(name)
+    leaves = leaves_of(example)
+    checkpoint(example.loss, *leaves, use_reentrant=reentrant).backward()
+    same([x.grad for x in leaves], plain(example))
+
+
+@each_differentiable
+def test_hooks_are_asked_once_for_each_tensor(name: str) -> None:
+    example = Example(name)
+    leaves, asked = leaves_of(example), [0, 0]
+
+    def pack(x: Tensor) -> Tensor:
+        asked[0] += 1
+        return x.detach().clone()
+
+    def unpack(x: Tensor) -> Tensor:
+        asked[1] += 1
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        loss = example.loss(*leaves)
+    same(torch.autograd.grad(loss, leaves), plain(example))
+    assert 0 < asked[1] <= asked[0]
+
+
+@each_differentiable
+def test_changed_in_place(name: str) -> None:
+    """Either it is an error, or the operand is not read in backward."""
+    example = Example(name)
+    wanted, refused = plain(example), 0
+    for changed in range(len(wanted)):
+        leaves = leaves_of(example)
+        operands = [x * 1 for x in leaves]
+        loss = example.loss(*operands)
+        with torch.no_grad():
+            operands[changed].mul_(2)
+        try:
+            found = torch.autograd.grad(loss, leaves)
+        except RuntimeError as error:
+            assert "modified by an inplace operation" in str(error)
+            refused += 1
+        else:
+            same(found, wanted)
+    linear = name.startswith(("segment_", "scatter_", "dropout_", "weighted_aggregate, no weights"))
+    assert linear or refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -200,9 +200,8 @@ def differentiable(
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Gradients:
-            # A graph of this pass needs the rules of its ops; else they would only send on, too.
-            with nullcontext() if torch.is_grad_enabled() else _below_autograd():
-                results = list(backward(ctx, *grads))
+            # Not below autograd: hooks that bring saved tensors back, as checkpoints do, need it.
+            results = list(backward(ctx, *grads))
             for place in lists:
                 results[place] = None
             return tuple(results)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from pytorch_helpers import DIFFERENTIABLE, Example, same
+from pytorch_helpers import DIFFERENTIABLE, Example, Small, same
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from kgrec_fast.nn import AttnHGCN
 
 each_differentiable = pytest.mark.parametrize("name", DIFFERENTIABLE)
 each_kind = pytest.mark.parametrize("reentrant", [False, True])
@@ -69,3 +73,26 @@ def test_changed_in_place(name: str) -> None:
             same(found, wanted)
     linear = name.startswith(("segment_", "scatter_", "dropout_", "weighted_aggregate, no weights"))
     assert linear or refused
+
+
+@each_kind
+def test_a_layer_with_dropout_in_a_checkpoint(reentrant: bool) -> None:
+    """Which draws the same again."""
+    model = Small.make().model
+    gcn = AttnHGCN(8, 2, 9, 6, mess_dropout_rate=0.3)
+
+    def gradients(through: Any) -> list[Tensor | None]:
+        users, entities = (
+            x.weight.detach().clone().requires_grad_()
+            for x in (model.user_embedding, model.entity_embedding)
+        )
+        torch.manual_seed(3)
+        args = (users, entities, model.kg, None, model.interactions, None)
+        out = through(gcn, *args)
+        sum(x.square().sum() for x in out).backward()
+        return [users.grad, entities.grad]
+
+    def within(layer: AttnHGCN, *args: Any) -> Any:
+        return checkpoint(layer, *args, use_reentrant=reentrant)
+
+    same(gradients(within), gradients(lambda layer, *args: layer(*args)))

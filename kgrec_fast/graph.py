@@ -24,6 +24,7 @@ from kgrec_fast.graph_build import (
     SLOT_SHARE,
     check_edges,
     check_ids,
+    outliving,
     partition,
     pointers,
     relation_slots,
@@ -159,7 +160,7 @@ class _Graph:
         return [*listed, *self.plan(columns)] if planned else listed
 
     def _keep(self, **made: Any) -> None:
-        for name, value in made.items():
+        for name, value in outliving(made).items():
             object.__setattr__(self, name, value)  # a cache, not a change of value
 
     def _plan_on_cuda(self: G) -> G:
@@ -190,6 +191,7 @@ class _Graph:
             raise ValueError(f"order is {order!r}, expected 'caller' or 'row'")
         return EdgeMask(self.to_row_order(mask) if order == "caller" else mask.contiguous(), self)
 
+    @torch.inference_mode(False)
     def to(self: G, device: torch.device | str) -> G:
         """The graph on `device`; itself where it is there already."""
         device = torch.device(device)
@@ -210,6 +212,7 @@ class _Graph:
         torch.save({"kind": type(self).__name__, **content}, path)
 
     @classmethod
+    @torch.inference_mode(False)
     def load(cls: type[G], path: str | PathLike[str]) -> G:
         """Reads what `save` wrote, onto the CPU.
 
@@ -291,6 +294,7 @@ class RelGraph(_Graph):
             return self.relation_counts
 
     @classmethod
+    @torch.inference_mode(False)  # a graph serves training too, wherever it was built
     def from_edges(
         cls,
         edge_index: Tensor,
@@ -386,6 +390,7 @@ class InteractionGraph(_Graph):
     touched_gap: Tensor | None = field(default=None, kw_only=True)
 
     @classmethod
+    @torch.inference_mode(False)  # a graph serves training too, wherever it was built
     def from_edges(
         cls,
         edge_index: Tensor,

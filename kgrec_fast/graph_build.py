@@ -6,8 +6,13 @@ besides.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+from torch.utils import _pytree
+
+T = TypeVar("T")
 
 MAX_ID = 2**31 - 1
 # Rows up to this many edges are never cut; longer ones may be shared by several parts.
@@ -124,3 +129,13 @@ def relation_slots(part: Tensor, rel: Tensor, num_relations: int) -> tuple[Tenso
     slot_relation = present.nonzero().flatten() % max(num_relations, 1)
     order = torch.sort(slot_relation, stable=True).indices
     return number[pair].int(), pointers(slot_relation, num_relations), order.int()
+
+
+def outliving(made: T) -> T:
+    """A pytree that is to be kept: a copy where inference mode is on, whose tensors no autograd
+    function may save for backward.
+    """
+    if not torch.is_inference_mode_enabled():
+        return made
+    with torch.inference_mode(False):
+        return _pytree.tree_map_only(Tensor, torch.clone, made)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.graph_build import outliving
 from kgrec_fast.models._arguments import Batch, batch_ids
 from kgrec_fast.models._graphs import check_graphs, compact, weights_of
 from kgrec_fast.models.edge_lists import EdgeListSampling
@@ -436,7 +437,7 @@ class KGRec(EdgeListSampling, nn.Module):
             return self._propagate()
         if self._cache is None:
             with torch.no_grad():
-                self._cache = self._propagate()
+                self._cache = outliving(self._propagate())
         return self._cache
 
     def _propagate(self, edge_mask: EdgeMask | None = None) -> tuple[Tensor, Tensor]:

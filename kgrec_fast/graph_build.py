@@ -138,4 +138,5 @@ def outliving(made: T) -> T:
     if not torch.is_inference_mode_enabled():
         return made
     with torch.inference_mode(False):
-        return _pytree.tree_map_only(Tensor, torch.clone, made)
+        copied: T = _pytree.tree_map_only(Tensor, torch.clone, made)
+        return copied

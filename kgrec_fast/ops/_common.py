@@ -54,9 +54,10 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks."""
     tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
-    if not tensors or not torch.is_autocast_enabled(tensors[0].device.type):
+    device_type = tensors[0].device.type if tensors else "meta"
+    # torch knows no autocast of meta tensors, and does not like to be asked.
+    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
         return operands
-    device_type = tensors[0].device.type
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):
         return tuple(

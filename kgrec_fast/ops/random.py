@@ -65,7 +65,14 @@ def check_rng(rng: Tensor | None, device: torch.device | None = None) -> Tensor:
 
 
 def check_stream(stream: int) -> int:
-    """Returns `stream` as an int; ValueError where it does not fit 32 unsigned bits."""
+    """Returns `stream` as an int.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it does not fit 32 unsigned bits.
+    """
+    if not isinstance(stream, int) and not hasattr(stream, "__index__"):
+        raise TypeError(f"stream is a {type(stream).__name__}, expected an int")
     number = int(stream)  # torch.compile of torch 2.10 compares no enum
     if not 0 <= number <= _WORD:
         raise ValueError(f"stream is {stream}, expected 0 <= stream < 2**32")

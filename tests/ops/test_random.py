@@ -159,3 +159,9 @@ def test_errors_name_the_argument() -> None:
         rnd.random_bits(rng, 2**32, 1)
     with pytest.raises(ValueError, match="n is -1"):
         rnd.random_bits(rng, 0, -1)
+
+
+@pytest.mark.parametrize("stream", [None, "7", 2.7, [1]])
+def test_a_stream_is_a_whole_number(stream: object) -> None:
+    with pytest.raises(TypeError, match=f"stream is a {type(stream).__name__}, expected an int"):
+        rnd.random_bits(torch.tensor([1, 2]), stream, 4)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from kgrec_fast.training.metrics import METRICS
+from kgrec_fast.training.metrics import METRICS, metric_names
 from kgrec_fast.training.protocol import implied_settings
 
 
@@ -125,8 +125,7 @@ class EvaluationConfig(_Section):
 
     @model_validator(mode="after")
     def _best_by_is_measured(self) -> EvaluationConfig:
-        metric, _, k = self.best_by.partition("@")
-        if metric not in METRICS or not k.isdigit() or int(k) not in self.ks:
+        if self.best_by not in metric_names(self.ks):
             raise ValueError(
                 f"best_by should be one of {', '.join(METRICS)}, then @ and one of the ks "
                 f"{list(self.ks)}, got {self.best_by!r}"

@@ -79,6 +79,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("evaluation.ks=[5, 0]", r"evaluation\.ks\.1: got 0, expected: should be greater than 0"),
         ("evaluation.ks=[5]", r"evaluation: best_by should be one of .*\[5\], got 'ndcg@10'"),
         ("evaluation.best_by=auc@10", r"evaluation: best_by should be one of recall, ndcg"),
+        ("evaluation.best_by=ndcg@010", r"evaluation: best_by should be one of .*'ndcg@010'"),
+        ("evaluation.best_by=ndcg@\u00b2", r"evaluation: best_by should be one of .*'ndcg@\u00b2'"),
         ("training=3", r"training: got 3, expected: should be a mapping of fields"),
         ("training.lr.x=3", r"training\.lr: got \{'x': 3\}, expected: should be a valid number"),
         ("training.lr", r"--set: got 'training\.lr', expected key=value"),

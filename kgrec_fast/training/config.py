@@ -32,6 +32,7 @@ NonNegativeInt = Annotated[_Int, Field(ge=0)]
 PositiveFloat = Annotated[_Float, Field(gt=0)]
 NonNegativeFloat = Annotated[_Float, Field(ge=0)]
 Share = Annotated[_Float, Field(ge=0, lt=1)]
+Seed = Annotated[NonNegativeInt, Field(lt=2**63)]  # it goes into an int64 tensor
 FieldName = Literal["user", "item", "rating", "head", "relation", "tail", "entity"]
 
 
@@ -96,7 +97,7 @@ class TrainingConfig(_Section):
     batch_size: PositiveInt = 2048
     lr: PositiveFloat = 1e-3
     weight_decay: NonNegativeFloat = 0.0
-    seed: NonNegativeInt = 2024
+    seed: Seed = 2024
     eval_every: PositiveInt = Field(default=5, description="epochs between evaluations")
     patience: PositiveInt = Field(
         default=10, description="evaluations without gain before the run stops"
@@ -182,7 +183,7 @@ def load_config(
             raise ConfigError(f"--set: got {text!r}, expected key=value like training.lr=0.01")
         try:
             _assign(tree, name.strip(), yaml.safe_load(value))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # the latter: a date that does not exist
             raise ConfigError(f"{name.strip()}: got {value!r}, expected a YAML value") from None
     for name, value in implied_settings(tree).items():
         _assign(tree, name, value, anew=False)
@@ -218,6 +219,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or "it is not YAML"
         raise ConfigError(f"{path}{where}: {problem}") from None
+    except ValueError as error:  # a date that does not exist
+        raise ConfigError(f"{path}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):

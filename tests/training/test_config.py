@@ -85,6 +85,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("training.lr.x=3", r"training\.lr: got \{'x': 3\}, expected: should be a valid number"),
         ("training.lr", r"--set: got 'training\.lr', expected key=value"),
         ("training.lr=[", r"training\.lr: got '\[', expected a YAML value"),
+        ("dataset.name=2024-13-45", r"dataset\.name: got '2024-13-45', expected a YAML value"),
+        ("training.seed=9223372036854775808", r"training\.seed: got 922.*should be less than 922"),
     ],
 )
 def test_errors_name_field_value_and_expectation(assignment: str, message: str) -> None:
@@ -105,6 +107,7 @@ def test_all_mistakes_at_once() -> None:
     ("text", "message"),
     [
         ("a: [1\nb: 2\n", r"c\.yaml:2: "),
+        ("a: 2024-13-45\n", r"c\.yaml: .*month must be in 1\.\.12"),
         ("- 1\n", r"c\.yaml: got a list, expected a mapping of sections"),
         ("training: [1]\n", r"training: got \[1\], expected"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -35,9 +36,19 @@ def mistakes(*kinds: type[Exception], exit_code: int = 2) -> Iterator[None]:
         raise Mistake(message, exit_code) from error
 
 
+# Columns of what is no terminal: a file can be scrolled, and searched for whole tokens.
+_WIDE = 10_000
+
+
 def new_console() -> Console:
+    """A console on stdout, which no token of a data set can stop or be cut by."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does
     # No markup: tokens of a data set may hold square brackets.
-    return Console(file=sys.stdout, markup=False, emoji=False)
+    console = Console(file=sys.stdout, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _WIDE
+    return console
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: tables and a progress bar, or plain lines without a terminal."""
+"""What a run says on the terminal: tables and a progress bar, or lines where it cannot redraw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     Progress,
@@ -66,11 +66,11 @@ class ConsoleReporter(Reporter):
     def start(self, *, epochs: int, pairs: int, evaluations: int, done: int) -> None:
         self._epochs = epochs
         # A log file gets tables too, unless they would flood it.
-        self._tables = self.console.is_terminal or evaluations <= _MANY_EVALUATIONS
-        if not self.console.is_terminal:
+        self._tables = self.console.is_interactive or evaluations <= _MANY_EVALUATIONS
+        if not self.console.is_interactive:
             return
         self._progress = Progress(
-            SpinnerColumn(),
+            SpinnerColumn("line" if self.console.options.ascii_only else "dots"),
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f}%"),
@@ -103,7 +103,7 @@ class ConsoleReporter(Reporter):
         metrics = metrics_of(record)
         evaluated = bool(metrics)
         table = evaluated and self._tables
-        waited = not self.console.is_terminal and now - self._last_line >= _QUIET_SECONDS
+        waited = not self.console.is_interactive and now - self._last_line >= _QUIET_SECONDS
         if table or waited:
             self._last_line = now
             self.console.print(
@@ -127,9 +127,9 @@ def metrics_table(title: str, metrics: Mapping[str, float]) -> Table:
     """Metrics as rows, cutoffs as columns."""
     cutoffs = sorted({int(name.partition("@")[2]) for name in metrics})
     table = _table(title)
-    table.add_column("")
+    _add_column(table, "")
     for k in cutoffs:
-        table.add_column(f"@{k}", justify="right")
+        _add_column(table, f"@{k}", justify="right")
     for metric in METRICS:
         label = _TITLES.get(metric, metric.capitalize())
         table.add_row(label, *(f"{metrics[f'{metric}@{k}']:.4f}" for k in cutoffs))
@@ -140,8 +140,8 @@ def dataset_table(dataset: Any) -> Table:
     """The figures of a data set."""
     figures = dict(dataset.summary())
     table = _table(f"data set {figures.pop('name')}", show_header=False)
-    table.add_column("")
-    table.add_column("", justify="right")
+    _add_column(table, "")
+    _add_column(table, "", justify="right")
     for name, value in figures.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4g}")
     return table
@@ -153,7 +153,7 @@ def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]
     filled = [list(row) for row in rows]
     for place, column in enumerate(columns):
         numeric = bool(filled) and isinstance(filled[0][place], int | float)
-        table.add_column(column, justify="right" if numeric else "left")
+        _add_column(table, column, justify="right" if numeric else "left")
     for row in filled:
         table.add_row(*(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row))
     return table
@@ -162,6 +162,11 @@ def plain_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]
 def _table(title: str, **options: Any) -> Table:
     # rich breaks a title that is wider than its table.
     return Table(title=title, title_justify="left", min_width=len(title), **options)
+
+
+def _add_column(table: Table, header: str, justify: JustifyMethod = "left") -> None:
+    # Where it is narrow, rich would cut tokens and numbers.
+    table.add_column(header, justify=justify, overflow="fold")
 
 
 def _line(metrics: Mapping[str, float]) -> str:

@@ -36,6 +36,7 @@ from kgrec_fast.training import (
     load_config,
     read_dataset,
 )
+from kgrec_fast.training.config import MAX_THREADS
 from kgrec_fast.training.imported import import_run
 from kgrec_fast.training.memory import keep_freed_memory
 from kgrec_fast.training.protocol import PROTOCOLS
@@ -399,8 +400,8 @@ def _show_rationales(console: Console, run: Any, items: list[int], count: int) -
 
 
 def _load(console: Console, run_dir: Path, which: str, threads: int | None) -> Any:
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads: got {threads}, expected a positive number")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"--threads: got {threads}, expected 1 to {MAX_THREADS}")
     folder = RunFolder.open(run_dir)
     _set_threads(threads or folder.read_config().training.threads)
     with warnings_as_notes(console):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from pathlib import Path
 
 from kgrec_fast.data.atomic import AtomicFields, load_atomic
@@ -37,7 +38,8 @@ def find_dataset(name_or_path: str | Path) -> Path:
     Raises:
         FileNotFoundError: if there is none; says where it was looked for.
     """
-    path = Path(name_or_path).expanduser()
+    # Not Path.expanduser, which raises RuntimeError where there is no such user.
+    path = Path(os.path.expanduser(name_or_path))
     candidates = [path]
     if len(path.parts) == 1 and path.parts[0] not in (".", ".."):
         candidates += [Path("dataset") / path, *_package_folders(str(path))]

@@ -32,6 +32,8 @@ NonNegativeInt = Annotated[_Int, Field(ge=0)]
 PositiveFloat = Annotated[_Float, Field(gt=0)]
 NonNegativeFloat = Annotated[_Float, Field(ge=0)]
 Share = Annotated[_Float, Field(ge=0, lt=1)]
+# More than any machine has cores. Far more, which the first op would start, can stop a machine.
+MAX_THREADS = 1024
 Seed = Annotated[NonNegativeInt, Field(lt=2**63)]  # it goes into an int64 tensor
 FieldName = Literal["user", "item", "rating", "head", "relation", "tail", "entity"]
 
@@ -109,7 +111,7 @@ class TrainingConfig(_Section):
         default=None,
         description="capture steps in a CUDA graph; where the device is CUDA if absent",
     )
-    threads: PositiveInt | None = Field(
+    threads: Annotated[PositiveInt, Field(le=MAX_THREADS)] | None = Field(
         default=None, description="CPU threads; torch's choice if absent"
     )
 

@@ -148,6 +148,8 @@ MISTAKES = {
     "recommend k": (["recommend", "RUN", "--user", "u3", "-k", "0"], "-k: got 0"),
     "recommend edges": (["recommend", "RUN", "--user", "u3", "--edges", "0"], "--edges: got 0"),
     "threads": (["evaluate", "RUN", "--threads", "0"], "--threads: got 0"),
+    "many threads": (["evaluate", "RUN", "--threads", "5000"], "got 5000, expected 1 to"),
+    "home of nobody": (["train", "~nosuchuser/data"], "no data set '~nosuchuser/data'"),
 }
 
 

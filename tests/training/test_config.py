@@ -86,6 +86,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("training.lr", r"--set: got 'training\.lr', expected key=value"),
         ("training.lr=[", r"training\.lr: got '\[', expected a YAML value"),
         ("dataset.name=2024-13-45", r"dataset\.name: got '2024-13-45', expected a YAML value"),
+        ("training.threads=100000", r"training\.threads: got 100000, .*than or equal to 1024"),
         ("training.seed=9223372036854775808", r"training\.seed: got 922.*should be less than 922"),
     ],
 )

@@ -61,7 +61,9 @@ def ranking_metrics(hits: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[
         )
     if positives.numel() and int(positives.min()) < 1:
         raise ValueError("positives: got a user without positives, expected at least one each")
-    deepest = cutoffs[-1]
+    # Beyond the ranks and the positives that there are nothing changes: no memory for it.
+    most = int(positives.max()) if positives.numel() else 0
+    deepest = min(cutoffs[-1], max(hits.shape[1], most, 1))
     gain = torch.zeros(hits.shape[0], deepest, dtype=torch.float64, device=hits.device)
     shown = min(deepest, hits.shape[1])
     gain[:, :shown] = hits[:, :shown].double()
@@ -75,9 +77,10 @@ def ranking_metrics(hits: Tensor, positives: Tensor, ks: Sequence[int]) -> dict[
     wanted = positives.to(torch.float64)
     result: dict[str, dict[int, Tensor]] = {metric: {} for metric in METRICS}
     for k in cutoffs:
-        result["recall"][k] = found[:, k - 1] / wanted
-        result["precision"][k] = found[:, k - 1] / k
-        result["hit"][k] = (found[:, k - 1] > 0).double()
-        result["mrr"][k] = reciprocal[:, k - 1]
-        result["ndcg"][k] = discounted[:, k - 1] / ideal[positives.clamp(max=k).long() - 1]
+        depth = min(k, deepest)
+        result["recall"][k] = found[:, depth - 1] / wanted
+        result["precision"][k] = found[:, depth - 1] / float(k)
+        result["hit"][k] = (found[:, depth - 1] > 0).double()
+        result["mrr"][k] = reciprocal[:, depth - 1]
+        result["ndcg"][k] = discounted[:, depth - 1] / ideal[positives.clamp(max=depth).long() - 1]
     return {f"{metric}@{k}": result[metric][k] for metric in METRICS for k in cutoffs}

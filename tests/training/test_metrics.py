@@ -65,6 +65,20 @@ def test_ranks_that_are_missing_are_no_hits() -> None:
         assert torch.equal(got[name], expected[name]), name
 
 
+def test_a_cutoff_beyond_all_items_takes_no_memory() -> None:
+    hits = torch.tensor([[False, True, True], [False, False, False]])
+    positives = torch.tensor([5, 1])
+    far = 10**12
+    got = ranking_metrics(hits, positives, [3, far])
+    assert got[f"recall@{far}"].tolist() == [2 / 5, 0]
+    assert got[f"precision@{far}"].tolist() == [2 / far, 0]
+    assert got[f"hit@{far}"].tolist() == [1, 0]
+    assert got[f"mrr@{far}"].tolist() == [1 / 2, 0]
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, 6))
+    found = 1 / math.log2(3) + 1 / math.log2(4)
+    assert got[f"ndcg@{far}"].tolist() == pytest.approx([found / ideal, 0], abs=1e-12)
+
+
 def test_no_user_and_no_item() -> None:
     none = ranking_metrics(torch.zeros(0, 4, dtype=torch.bool), torch.zeros(0).long(), [2])
     assert all(value.shape == (0,) for value in none.values())

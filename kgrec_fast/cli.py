@@ -159,6 +159,7 @@ def train(
     """
     console = new_console()
     with mistakes(ValueError, OSError):
+        folder: RunFolder | None = None
         if resume is not None:
             _only_with_resume(options, config_file, run_dir, assignments)
             folder = RunFolder.open(resume)
@@ -174,13 +175,13 @@ def train(
             console.print(f"note: {note}", soft_wrap=True)
         with warnings_as_notes(console):
             model = build_model(data, config)
-            if resume is None:
-                folder = RunFolder.create(run_dir, config)
-            else:
+            if folder is not None:
                 folder.write_config(config)
-            trainer = Trainer(model, data, config, folder, ConsoleReporter(console))
+            # A new folder is made by the trainer, once the data are known to be fit for training.
+            trainer = Trainer(model, data, config, folder or run_dir, ConsoleReporter(console))
     keep_freed_memory()  # again: the data may have taken what the first call asked for
-    console.print(f"run folder: {folder.path}, device: {trainer.device.type}", soft_wrap=True)
+    device = trainer.device.type
+    console.print(f"run folder: {trainer.folder.path}, device: {device}", soft_wrap=True)
     # Here only errors made for users are theirs; anything else deserves its traceback.
     with mistakes(CheckpointError), mistakes(TrainingError, exit_code=1):
         try:

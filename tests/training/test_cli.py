@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,20 @@ def test_mistakes_are_told_in_one_line(
     assert result.stderr.count("\n") == 1
     assert message in result.stderr
     assert list(tmp_path.iterdir()) == []  # no run folder is left behind
+
+
+def test_data_that_cannot_be_trained_on_leave_no_run_folder(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / data_folder.name
+    shutil.copytree(data_folder, folder)
+    link = (folder / f"{folder.name}.link").read_text().splitlines()
+    (folder / f"{folder.name}.link").write_text("\n".join(link[:2]))
+    (folder / f"{folder.name}.inter").write_text("user_id:token\titem_id:token\nu0\ti0\n")
+    result = call("train", folder, "--run-dir", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "user 0 (u0) has touched all 1 items" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_checkpoint(run_dir: Path, tmp_path: Path) -> None:

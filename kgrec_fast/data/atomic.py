@@ -208,6 +208,12 @@ def load_atomic(
     else:
         unrated = links.index[~links.index.isin(rated)]
         catalogue = pd.Index(rated).append(unrated)
+    if not len(links.index.intersection(rated)):
+        reason = (
+            f"none of the {len(rated)} items of the .inter file is linked: "
+            f"{rated[0]!r} there, {links.index[0]!r} here"
+        )
+        raise DataFormatError(directory / f"{name}.link", None, reason)
     if kept.empty:
         raise ValueError(f"{directory / name}: no interaction is left (min_rating={min_rating})")
     users, user_tokens = pd.factorize(kept["user"])

@@ -174,6 +174,12 @@ MALFORMED = [
     ("kg", KG.replace("e3 r2 e1", " r2 e1"), 3, "field 'head_id' is empty"),
     ("link", LINK.replace("i2 e9", "i2"), 3, "expected 2 fields, found 1"),
     ("link", "item_id:token entity_id:token\ni1 x\n", None, "none of its 1 entities occurs"),
+    (
+        "link",
+        "item_id:token entity_id:token\ni1.0 e1\n",
+        None,
+        "is linked: 'i1' there, 'i1.0' here",
+    ),
 ]
 
 

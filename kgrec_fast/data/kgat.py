@@ -22,6 +22,8 @@ from kgrec_fast.data.splits import split_by_user
 from kgrec_fast.data.triples import first_of_each, with_inverse
 
 MAX_DIGITS = 18  # every number of so many digits fits int64
+# Ids may have gaps: the largest is below the one, or below the other times those that occur.
+_ALWAYS_FINE, _IDS_PER_OCCURRING = 10**6, 100
 
 _BLANKS = (b" ", b"\t", b"\r", b"\n")
 _WORD = re.compile(rb"[^ \t\r\n]*")
@@ -148,6 +150,20 @@ def _drop_repeats(
     return pairs[:, first], part[first]
 
 
+def _check_gaps(what: str, ids: NDArray[np.int64], path: Path) -> None:
+    """Refuses an id far beyond the ids that occur, such as a timestamp among them.
+
+    Every id up to the largest gets a name and a row of an embedding: that would fill the memory.
+    """
+    largest = int(ids.max())
+    if largest < _ALWAYS_FINE:
+        return
+    occur = len(np.unique(ids))
+    if largest >= _IDS_PER_OCCURRING * occur:
+        reason = f"it holds {what} {largest}, but only {occur} {what}s occur: ids count from 0"
+        raise DataFormatError(path, None, reason)
+
+
 def load_kgat(
     directory: str | Path,
     *,
@@ -194,13 +210,18 @@ def load_kgat(
             raise DataFormatError(directory / files[which], None, "no line has an item")
     pairs = np.concatenate(list(read.values()), axis=1)
     part = np.repeat(list(read), [rows.shape[1] for rows in read.values()])
+    for what, row in zip(("user", "item"), pairs, strict=True):
+        _check_gaps(what, row, directory / files[int(part[row.argmax()])])
     n_users, n_items = (int(row.max()) + 1 for row in pairs)
     pairs, part = _drop_repeats(pairs, part, notes, within=published)
     if carve_valid and not given and not published:
         known = np.flatnonzero(part == 0)
         part[known] = split_by_user(pairs[0, known], seed, held_out=1)
 
-    edge_index, edge_type, relations, dropped = _load_graph(directory / "kg_final.txt", inverse)
+    path = directory / "kg_final.txt"
+    edge_index, edge_type, relations, dropped = _load_graph(path, inverse)
+    _check_gaps("node", np.r_[pairs[1], edge_index.ravel()], path)
+    _check_gaps("relation", edge_type % relations, path)
     if dropped:
         notes.append(f"{dropped} duplicate triples are left out")
     n_entities = max(n_items, int(edge_index.max()) + 1)

@@ -36,6 +36,7 @@ from kgrec_fast.training import (
     load_config,
     read_dataset,
 )
+from kgrec_fast.training.checkpoint import WriteError
 from kgrec_fast.training.config import MAX_THREADS
 from kgrec_fast.training.imported import import_run
 from kgrec_fast.training.memory import keep_freed_memory
@@ -183,7 +184,7 @@ def train(
     device = trainer.device.type
     console.print(f"run folder: {trainer.folder.path}, device: {device}", soft_wrap=True)
     # Here only errors made for users are theirs; anything else deserves its traceback.
-    with mistakes(CheckpointError), mistakes(TrainingError, exit_code=1):
+    with mistakes(CheckpointError), mistakes(TrainingError, WriteError, exit_code=1):
         try:
             results = trainer.fit(resume=resume is not None)
         except TrainingInterrupted as stop:

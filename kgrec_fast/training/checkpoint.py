@@ -25,6 +25,10 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or made for something else."""
 
 
+class WriteError(OSError):
+    """A file that the system would not take, for want of room, say; the message names it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint file holds."""
@@ -40,8 +44,18 @@ def write_atomically(path: Path, write: Any) -> None:
     The temporary file stands in the same folder, for a rename is atomic within a file system only,
     and it is on the disk before the rename: a reader, a crash or a full disk finds either the
     old file or the new one, never half of one.
+
+    Raises:
+        WriteError: if the file cannot be written, or not there.
     """
     path = Path(path)
+    try:
+        _write_beside(path, write)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(f"{path}: cannot be written ({error})") from error
+
+
+def _write_beside(path: Path, write: Any) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     os.close(handle)
     temporary = Path(name)
@@ -164,14 +178,19 @@ def check_dataset(checkpoint: Checkpoint, expected: str) -> None:
         )
 
 
-def check_config(checkpoint: Checkpoint, config: Config) -> None:
-    """Raises CheckpointError if a run would be continued with other settings than it was begun.
+def check_config(checkpoint: Checkpoint, config: Config, *sections: str) -> None:
+    """Raises CheckpointError if a run would go on with other settings than it was begun.
 
     The number of epochs and of threads may change, how steps are run, and where the data lie.
+
+    Args:
+        checkpoint: of the run.
+        config: the settings now.
+        sections: those that are compared; without any, all.
     """
     # What was not there yet when the run was begun had its default.
     given = parse_config(checkpoint.metadata["config"]).model_dump(mode="json")
-    expected = config.model_dump(mode="json")
+    expected = config.model_dump(mode="json", include=set(sections) or None)
     free = {"dataset.name", "training.epochs", "training.threads", "training.cuda_graph"}
     for section, fields in expected.items():
         for field_name, value in fields.items():
@@ -180,5 +199,5 @@ def check_config(checkpoint: Checkpoint, config: Config) -> None:
             if name not in free and was != value:
                 raise CheckpointError(
                     f"{name}: got {value!r}, expected {was!r}, with which {checkpoint.path} was "
-                    "made: a resumed run keeps its settings"
+                    "made: a run keeps its settings"
                 )

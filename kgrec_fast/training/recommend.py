@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from kgrec_fast.training.build import build_model, fingerprint, read_dataset
-from kgrec_fast.training.checkpoint import check_dataset, load_checkpoint, load_model
+from kgrec_fast.training.checkpoint import (
+    check_config,
+    check_dataset,
+    load_checkpoint,
+    load_model,
+)
 from kgrec_fast.training.evaluation import UserItems, finite_embeddings, rank_block
 from kgrec_fast.training.run_folder import RunFolder
 
@@ -44,6 +49,7 @@ def load_run(folder: RunFolder, which: str = "best") -> LoadedRun:
         raise ValueError(f"which: got {which!r}, expected best or last")
     checkpoint = load_checkpoint(folder.best if which == "best" else folder.last)
     config = folder.read_config()
+    check_config(checkpoint, config, "model")  # not every change of it would show in a shape
     dataset = read_dataset(config)
     check_dataset(checkpoint, fingerprint(dataset))
     model = build_model(dataset, config)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import resource
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
 from kgrec_fast import cli
-from kgrec_fast.training import RunFolder, load_checkpoint, read_dataset
+from kgrec_fast.training import RunFolder, checkpoint, load_checkpoint, read_dataset, run_folder
 
 QUICK = ["--batch-size", "64", "--lr", "0.01", "--eval-every", "1", "--threads", "1"]
 
@@ -190,6 +192,46 @@ def test_a_damaged_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     result = call("evaluate", tmp_path)
     assert result.exit_code == 2
     assert "not a readable safetensors file" in result.stderr
+
+
+def test_another_model_in_the_configuration_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run_dir, folder)
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("context_hops: 2", "context_hops: 1"))
+    for arguments in (("evaluate", folder), ("recommend", folder, "--user", "u3")):
+        result = call(*arguments)
+        assert result.exit_code == 2
+        assert "model.context_hops: got 1, expected 2, with which" in result.stderr
+    (folder / "config.yaml").write_text(text.replace("patience: 10", "patience: 3"))
+    succeed("evaluate", folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "room"), [("last.safetensors", 4096), ("metrics.json", 400), ("curves.png", 2000)]
+)
+def test_a_file_that_cannot_be_written_is_told_in_one_line(
+    file: str, room: int, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, *arguments: Any) -> None:
+        """Writes while the system takes no more than so many bytes a file."""
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if path.name == file:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            checkpoint_write(path, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    checkpoint_write = checkpoint.write_atomically
+    for module in (checkpoint, run_folder):
+        monkeypatch.setattr(module, "write_atomically", write)
+    result = call("train", data_folder, *QUICK, "--epochs", "1", "--run-dir", tmp_path / "r")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert result.stderr.startswith(f"Error: {tmp_path / 'r' / file}: cannot be written (")
+    assert "File too large" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_loss_that_is_not_finite_ends_with_exit_code_1(data_folder: Path, tmp_path: Path) -> None:

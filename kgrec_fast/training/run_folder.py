@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,23 +35,20 @@ class RunFolder:
         Raises:
             ConfigError: if the folder already holds a run, or cannot be made.
         """
-        if path is None:
-            name = Path(config.dataset.name or "run").name or "run"
-            stem = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-            path, count = stem, 1
-            while path.exists():  # two runs of the same second
-                count += 1
-                path = stem.with_name(f"{stem.name}-{count}")
+        try:
+            if path is None:
+                name = Path(config.dataset.name or "run").name or "run"
+                path = _make_first_free(Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}")
+            else:
+                Path(path).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run folder: {path or 'runs'} cannot be made ({error})") from None
         folder = cls(Path(path))
         if folder.config_file.exists() or folder.last.exists():
             raise ConfigError(
                 f"run folder: {path} already holds a run, expected a new folder "
                 f"(continue that run with --resume {path})"
             )
-        try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"run folder: {path} cannot be made ({error})") from None
         folder.write_config(config)
         return folder
 
@@ -149,3 +147,15 @@ class RunFolder:
             axes.grid(alpha=0.3)
             axes.xaxis.get_major_locator().set_params(integer=True)
         write_atomically(self.curves_file, lambda path: figure.savefig(path, format="png", dpi=110))
+
+
+def _make_first_free(stem: Path) -> Path:
+    """Makes ``stem``, or else ``stem-2`` and so on: runs of one second get a folder each."""
+    path = stem
+    for count in itertools.count(2):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = stem.with_name(f"{stem.name}-{count}")
+    return path

@@ -21,6 +21,7 @@ import torch
 
 import kgrec_fast
 from kgrec_fast._console import mistakes, new_console, warnings_as_notes
+from kgrec_fast.data.load import find_dataset
 from kgrec_fast.integrations.paper.checkpoint import model_state, read_checkpoint
 from kgrec_fast.integrations.paper.presets import PRESETS, run_settings
 from kgrec_fast.training import (
@@ -206,10 +207,14 @@ def _configure(
     name = config.dataset.name
     if name is None:
         raise ValueError("DATASET: got nothing, expected a known name such as ml-100k, or a folder")
-    if not Path(name).is_dir():
+    try:
+        folder = find_dataset(name)
+    except FileNotFoundError:  # the reader will say so
+        return config
+    if folder.is_absolute() and folder != Path(name):  # of an installed package, or a home
         return config
     # Absolute, so that the run can be continued or evaluated from another folder.
-    dataset = config.dataset.model_copy(update={"name": str(Path(name).resolve())})
+    dataset = config.dataset.model_copy(update={"name": str(folder.resolve())})
     return config.model_copy(update={"dataset": dataset})
 
 

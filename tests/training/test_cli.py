@@ -186,6 +186,17 @@ def test_data_that_cannot_be_trained_on_leave_no_run_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["tiny", "dataset/tiny"])
+def test_a_run_is_evaluated_from_another_folder(
+    name: str, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(data_folder, tmp_path / "dataset" / "tiny")
+    monkeypatch.chdir(tmp_path)
+    succeed("train", name, *QUICK, "--epochs", "1", "--run-dir", "run")
+    monkeypatch.chdir("run")
+    succeed("evaluate", ".")
+
+
 def test_a_damaged_checkpoint(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((run_dir / "config.yaml").read_text())
     (tmp_path / "best.safetensors").write_bytes(b"\0" * 100)

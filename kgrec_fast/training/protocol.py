@@ -23,6 +23,10 @@ class Protocol:
         """
         return epoch % every == 0 or epoch == last
 
+    def evaluations(self, every: int, last: int) -> int:
+        """How many of the epochs 1 to ``last`` are due; a run may be meant to have any number."""
+        return -(-last // every)
+
     def best(self, history: Sequence[Record], by: str) -> Record | None:
         """The record with the highest metric ``by``; of equal ones the first. None without any."""
         evaluated = [record for record in history if metrics_of(record)]
@@ -40,6 +44,9 @@ class PaperProtocol(Protocol):
 
     def is_due(self, epoch: int, every: int, last: int) -> bool:
         return epoch > 1 and (epoch - 1) % every == 0
+
+    def evaluations(self, every: int, last: int) -> int:
+        return (last - 1) // every
 
     def best(self, history: Sequence[Record], by: str) -> Record | None:
         return super().best(history[::-1], by)

@@ -117,6 +117,7 @@ class Trainer:
                 "the test split, so that the metrics reported for it flatter the model",
                 stacklevel=2,
             )
+        self._is_judged = dataset.split(self.protocol.split).shape[1] > 0
         self.device = next(model.parameters()).device
         self.loader = PairLoader(
             dataset, settings.batch_size, seed=settings.seed, device=self.device
@@ -185,13 +186,18 @@ class Trainer:
         """
         if resume:
             self.restore(load_checkpoint(self.folder.last))
+            if self.best is not None and not self.folder.best.is_file():
+                raise CheckpointError(f"{self.folder.best}: no such checkpoint, to end with")
         settings = self.config.training
         with Interrupts() as interrupts:
             pairs = self.dataset.train.shape[1]
             done = self.epoch * pairs + min(self._steps * settings.batch_size, pairs)
-            evaluations = sum(map(self._is_due, range(1, settings.epochs + 1)))
+            evaluations = self.protocol.evaluations(settings.eval_every, settings.epochs)
             self.reporter.start(
-                epochs=settings.epochs, pairs=pairs, evaluations=evaluations, done=done
+                epochs=settings.epochs,
+                pairs=pairs,
+                evaluations=evaluations if self._is_judged else 0,
+                done=done,
             )
             if not resume:
                 self._save()  # whatever happens from now on, there is something to resume from
@@ -290,8 +296,7 @@ class Trainer:
     def _is_due(self, epoch: int) -> bool:
         """Whether an epoch, counted from 1, ends with an evaluation."""
         settings = self.config.training
-        there = self.dataset.split(self.protocol.split).shape[1] > 0
-        return there and self.protocol.is_due(epoch, settings.eval_every, settings.epochs)
+        return self._is_judged and self.protocol.is_due(epoch, settings.eval_every, settings.epochs)
 
     def _finish(self, interrupts: Interrupts) -> Results:
         """Loads the best epoch and evaluates it on the test split."""

@@ -138,6 +138,15 @@ def test_a_run_interrupted_in_an_evaluation_goes_on(
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_evaluations_are_counted_without_going_through_the_epochs(name: str) -> None:
+    protocol = PROTOCOLS[name]
+    for every in range(1, 7):
+        for last in range(1, 20):
+            due = [protocol.is_due(epoch, every, last) for epoch in range(1, last + 1)]
+            assert protocol.evaluations(every, last) == sum(due), (every, last)
+
+
 def test_the_default_is_unchanged() -> None:
     protocol = PROTOCOLS[Config().evaluation.protocol]
     assert protocol.split == "valid"

@@ -179,6 +179,21 @@ def test_more_epochs_continue_the_run(tmp_path: Path, dataset: KGDataset) -> Non
     assert without_times(longer.history) == without_times(whole.history)
 
 
+def test_a_run_without_its_best_epoch_is_not_continued(tmp_path: Path, dataset: KGDataset) -> None:
+    Trainer(fresh_model(dataset), dataset, make_config(epochs=1), tmp_path / "a").fit()
+    (tmp_path / "a" / "best.safetensors").unlink()
+    before = (tmp_path / "a" / "last.safetensors").read_bytes()
+    with pytest.raises(CheckpointError, match=r"best\.safetensors: no such checkpoint"):
+        resume(tmp_path / "a", dataset, epochs=2)
+    assert (tmp_path / "a" / "last.safetensors").read_bytes() == before
+
+
+def test_a_run_of_any_number_of_epochs_begins_at_once(tmp_path: Path, dataset: KGDataset) -> None:
+    model = interrupting(dataset, at_loss=1)
+    with pytest.raises(TrainingInterrupted):
+        Trainer(model, dataset, make_config(epochs=10**15), tmp_path / "run").fit()
+
+
 def test_sigterm_is_handled_like_ctrl_c(tmp_path: Path, dataset: KGDataset) -> None:
     model = interrupting(dataset, at_loss=2, signal=signal.SIGTERM)
     with pytest.raises(TrainingInterrupted) as stop:
@@ -340,6 +355,16 @@ def test_default_folders_are_distinct(tmp_path: Path, monkeypatch: pytest.Monkey
     paths = {str(RunFolder.create(None, make_config()).path) for _ in range(3)}
     assert len(paths) == 3
     assert all(path.startswith("runs/run-") for path in paths)
+    # Of runs that begin together, each looks before the others have made their folder.
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    paths |= {str(RunFolder.create(None, make_config()).path) for _ in range(3)}
+    assert len(paths) == 6
+    monkeypatch.undo()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "runs").touch()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="runs cannot be made"):
+        RunFolder.create(None, make_config())
 
 
 def test_resuming_what_does_not_fit(tmp_path: Path, dataset: KGDataset, whole: Path) -> None:

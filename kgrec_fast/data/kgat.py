@@ -7,6 +7,7 @@ items and entities share their numbers, items come first.
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_int_lines(path: str | Path) -> IntLines:
     Complexity: a few vectorised passes over the bytes, no loop over lines.
     """
     path = Path(path)
-    raw = path.read_bytes()
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     data = np.frombuffer(raw, dtype=np.uint8)
     kind = _KIND[data]
     other = np.flatnonzero(kind == 0)

@@ -35,6 +35,17 @@ def test_without_inverse(tmp_path: Path) -> None:
     assert data.edge_type.tolist() == [0, 2, 2]
 
 
+def test_byte_order_mark_and_line_ends(tmp_path: Path) -> None:
+    plain = load_kgat(write_kgat(tmp_path / "plain"))
+    folder = write_kgat(tmp_path / "marked")
+    for file in KGAT_FILES:
+        raw = (folder / file).read_bytes()
+        (folder / file).write_bytes(b"\xef\xbb\xbf" + raw.replace(b"\n", b"\r\n"))
+    marked = load_kgat(folder)
+    for name in ("edge_index", "edge_type", "train", "valid", "test"):
+        assert torch.equal(getattr(marked, name), getattr(plain, name)), name
+
+
 def test_valid_is_carved_out_of_train(tmp_path: Path) -> None:
     sizes = [1, 2, 3, 9, 10, 19, 20, 35]
     lines = [" ".join(map(str, [user, *range(size)])) for user, size in enumerate(sizes)]

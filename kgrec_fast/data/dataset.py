@@ -45,7 +45,7 @@ class KGDataset:
 
     Raises:
         TypeError, ValueError: on construction, for a tensor of another type or shape, an id out
-            of range or a list of tokens of another length.
+            of range, a pair that stands twice in a split or a list of tokens of another length.
     """
 
     n_users: int
@@ -90,6 +90,8 @@ class KGDataset:
         for name in SPLITS:
             _check_ids(f"{name}[0]", getattr(self, name)[0], self.n_users, "user")
             _check_ids(f"{name}[1]", getattr(self, name)[1], self.n_items, "item")
+        for name in SPLITS:
+            self._check_distinct(name)
         for name, size in (
             ("user_tokens", self.n_users),
             ("item_tokens", self.n_items),
@@ -105,6 +107,15 @@ class KGDataset:
             raise TypeError(f"{name}: expected a torch tensor, got {type(value).__name__}")
         if value.dtype != dtype:
             raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+
+    def _check_distinct(self, name: str) -> None:
+        # Of a pair given twice the negative sampler and the metrics would make wrong numbers.
+        user, item = self.split(name)
+        key = (user * self.n_items + item).sort().values
+        twice = key[1:][key[1:] == key[:-1]]
+        if twice.numel():
+            pair = divmod(int(twice[0]), self.n_items)
+            raise ValueError(f"{name}: expected distinct (user, item) pairs, found {pair} twice")
 
     @property
     def n_edges(self) -> int:

@@ -52,6 +52,7 @@ def test_summary() -> None:
         ({"train": torch.tensor([[0], [5]])}, ValueError, r"train\[1\]: item ids .* found 5 to 5"),
         ({"valid": torch.tensor([[-1], [0]])}, ValueError, r"valid\[0\]: user ids"),
         ({"test": torch.zeros(3, dtype=torch.int64)}, ValueError, r"test: expected shape \[2, n\]"),
+        ({"valid": torch.tensor([[1, 0, 1], [2, 3, 2]])}, ValueError, r"valid: .* \(1, 2\) twice"),
         ({"edge_index": torch.tensor([[0], [9]])}, ValueError, "edge_index: node ids"),
         ({"edge_index": torch.zeros(2, 1)}, TypeError, "edge_index: expected torch.int64"),
         ({"edge_type": torch.tensor([1])}, ValueError, "edge_type: relation ids"),

@@ -54,9 +54,9 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
     """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks."""
     tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
-    device_type = tensors[0].device.type if tensors else "meta"
-    # torch knows no autocast of meta tensors, and does not like to be asked.
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    device_type = tensors[0].device.type if tensors else None
+    # torch knows no autocast of meta tensors: to ask for it is an error.
+    if device_type in (None, "meta") or not torch.is_autocast_enabled(device_type):
         return operands
     dtype = torch.get_autocast_dtype(device_type)
     with torch.autocast(device_type, enabled=False):

@@ -8,7 +8,7 @@
 #endif
 
 KGREC_INLINE int64_t count_bits(uint64_t bits) {
-#if defined(__POPCNT__)
+#if KGREC_VECTOR_BYTES >= 32 || defined(__POPCNT__)  // g++ defines it for the whole file alone
   return __builtin_popcountll(bits);
 #else  // the builtin would call a function
   bits -= bits >> 1 & 0x5555555555555555u;

@@ -17,7 +17,7 @@ from kgrec_fast.models.reference import ReferenceKGRec
 
 PROFILED = 5  # turns of the profiler
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
-BACKWARD, WHOLE = "backward of everything", "whole step"
+BACKWARD, WHOLE, REST = "backward of everything", "whole step", "the rest"
 
 
 def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
@@ -130,16 +130,17 @@ KINDS = {
 
 
 def kinds(step: Callable[[], object]) -> tuple[dict[str, float], str]:
-    """The share of our step that operators of each of the kinds take by themselves, and of the
-    rest; and a table of all operators.
+    """The share of our step that operators of each of the kinds take, with what they call (results
+    are allocated by operators too), and that of the rest; and a table of all operators.
 
     The profiler slows down what is between the operators more than these. So steps are clocked
-    without it, in turns with those that it sees, and the medians of both are what is divided.
+    without it, in turns with those that it sees, and the medians of both are what is divided, of
+    each call by itself: its allocations make single calls wait for memory that is mapped anew.
     """
     for _ in range(2):
         step()
     whole: list[float] = []
-    seen: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    calls: list[list[Any]] = []
     for _ in range(PROFILED):
         for _ in range(IN_A_ROW):
             begin = time.perf_counter()
@@ -147,12 +148,31 @@ def kinds(step: Callable[[], object]) -> tuple[dict[str, float], str]:
             whole.append(time.perf_counter() - begin)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             for _ in range(IN_A_ROW):
-                step()
-        averages = profile.key_averages()
-        for kind, names in KINDS.items():
-            operators = (o for o in averages if o.key.startswith(names))
-            seen[kind].append(sum(o.self_cpu_time_total for o in operators) * 1e-6 / IN_A_ROW)
-    share = {k: quantile(seconds, 0.5) / quantile(whole, 0.5) for k, seconds in seen.items()}
-    share["the rest"] = 1 - sum(share.values())
-    hot = averages.table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60)
+                with torch.profiler.record_function(WHOLE):
+                    step()
+        calls += [list(_outermost(e)) for e in profile.events() if e.name == WHOLE]
+    seen = dict.fromkeys(KINDS, 0.0)
+    for call in zip(*calls, strict=True):  # the same one in all steps
+        seen[_kind_of(call[0])] += quantile([e.cpu_time_total * 1e-6 for e in call], 0.5)
+    share = {kind: seconds / quantile(whole, 0.5) for kind, seconds in seen.items()}
+    share[REST] = 1 - sum(share.values())
+    hot = profile.key_averages().table(
+        sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60
+    )
     return share, hot
+
+
+def _kind_of(event: Any) -> str:
+    """Which of the kinds an operator is of, by its name; none is an empty string."""
+    return next((kind for kind, names in KINDS.items() if event.name.startswith(names)), "")
+
+
+def _outermost(event: Any) -> Iterator[Any]:
+    """What an event of the profiler called, directly or not, that is of a kind and is not part of
+    what is of one itself.
+    """
+    for child in event.cpu_children:
+        if _kind_of(child):
+            yield child
+        else:
+            yield from _outermost(child)

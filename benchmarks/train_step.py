@@ -4,7 +4,8 @@ That is `ReferenceKGRec`: it works on edge lists and draws on the host, relation
 and gradients of both models are compared first, under the same random choices. Peak memory is that
 of one step, in a fresh process a side, above what is resident once Adam has its state.
 Both sides make some steps in turn; the median is that of all steps. Beside them stands what no
-implementation of these passes can leave out on the machine (`_step_floor`).
+implementation of these passes can leave out on the machine (`_step_floor`), and the operators of
+our step by themselves, without the Python between them (`_step_replay`).
 
 With ``--device cuda`` our step is captured in a CUDA graph, as `kgrec_fast.training.Trainer` does;
 the baseline draws on the host as before. A step ends when its loss is read. Peak memory is torch's
@@ -26,7 +27,8 @@ from benchmarks import _step_data, _step_floor, baselines
 from benchmarks._device import Device, why_not
 from benchmarks._harness import Row, Timing, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
-from benchmarks._step_parts import IN_A_ROW, WHOLE, breakdown, kinds
+from benchmarks._step_parts import IN_A_ROW, REST, WHOLE, breakdown, kinds
+from benchmarks._step_replay import replay_of
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
@@ -216,6 +218,9 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
             peaks = peaks_on_cuda(on, models, batches)
     else:
         found = parts_and_floor(models, steps, batches[0], theirs, options)
+        found["replayed"] = replayed(
+            models[0], steps[0], batches[0], 3 if quick else options.rounds
+        )
         del models, steps
         if not options.no_memory:
             size = "quick" if quick else "full"
@@ -261,6 +266,22 @@ def parts_and_floor(
     if options.hot:
         print(hot)
     return {"parts": parts, "baseline_parts": their_parts, "shares": share, "floor": least}
+
+
+def replayed(
+    model: KGRec, step: Callable[[], object], batch: dict[str, Tensor], rounds: int
+) -> dict[str, float]:
+    """Seconds of our step's operators by themselves, of the step beside them, and the share of the
+    rest in the former; printed as well.
+    """
+    run = replay_of(model, make_adam(model, LEARNING_RATE, 0.0), batch, torch.tensor([0, 0]))
+    alone, whole = interleave([run, step], rounds=rounds, in_a_row=IN_A_ROW)
+    rest = kinds(run)[0][REST]
+    print(
+        f"its operators, called again without model, autograd and optimizer: "
+        f"{alone.median * 1e3:.1f} ms in place of {whole.median * 1e3:.1f}, {REST} {rest:.1%}"
+    )
+    return {"seconds": alone.median, "step_seconds": whole.median, "rest": rest}
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:

@@ -4,7 +4,7 @@
 
 namespace kgrec::cuda {
 
-void launch_topk_rows(const TopkParams& params, cudaStream_t stream) {
+void launch_topk_rows(const TopkRowsParams& params, cudaStream_t stream) {
   launches_topk_rows(params, OnStream{stream});
 }
 

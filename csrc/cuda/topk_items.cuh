@@ -51,7 +51,7 @@ struct RowScores {
 
 // Marks what the user of the row knows; null where that is nothing. Called by the whole block.
 template <class Item>
-KGREC_DEVICE const uint32_t* mark_known(const TopkParams& p, int64_t row) {
+KGREC_DEVICE const uint32_t* mark_known(const TopkRowsParams& p, int64_t row) {
   const KnownView& known = p.known;
   if (known.ptr == nullptr) {
     return nullptr;
@@ -193,7 +193,8 @@ KGREC_DEVICE void sort_chosen(Chosen<Bits>* chosen, int size) {
 }
 
 template <class T, class Item>
-__global__ void __launch_bounds__(kBlockThreads, kRowsAtOnce) topk_rows_kernel(const TopkParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kRowsAtOnce)
+    topk_rows_kernel(const TopkRowsParams p) {
   using Bits = key_bits_t<T>;
   KGREC_SHARED(Digits, shared_digits, 1);
   KGREC_SHARED(unsigned, number_chosen, 1);
@@ -266,7 +267,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowsAtOnce) topk_rows_kernel(c
 }
 
 template <class Run>
-void launches_topk_rows(const TopkParams& p, Run&& run) {
+void launches_topk_rows(const TopkRowsParams& p, Run&& run) {
   const auto typed = [&](auto element, auto item) {
     const Geometry geometry = grid_for(p.k > 0 ? p.rows : 0, 1);
     run(topk_rows_kernel<decltype(element), decltype(item)>, geometry, p);

@@ -11,7 +11,7 @@ namespace kgrec::cuda {
 // test.
 constexpr int kMaxTopk = 1024;
 
-struct TopkParams {
+struct TopkRowsParams {
   DType dtype = DType::f32;  // float32 or float64
   int64_t rows = 0;
   int64_t num_items = 0;         // less than 2^31
@@ -29,6 +29,6 @@ KGREC_HOST_DEVICE inline int64_t words_of(int64_t num_items) {
   return (num_items + 31) / 32;
 }
 
-void launch_topk_rows(const TopkParams& params, cudaStream_t stream);
+void launch_topk_rows(const TopkRowsParams& params, cudaStream_t stream);
 
 }  // namespace kgrec::cuda

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor> topk_rows(
   const TopkOperands operands = topk_operands(scores, known_ptr, known_items, users, k);
   STD_TORCH_CHECK(
       operands.k <= kMaxTopk, "k is ", operands.k, ", expected at most ", kMaxTopk, " on CUDA");
-  TopkParams params;
+  TopkRowsParams params;
   params.dtype = dtype_of(scores, "scores");
   params.rows = operands.rows;
   params.num_items = operands.num_items;

@@ -4,7 +4,7 @@
 
 KGREC_ENTRY(topk_rows) {
   using namespace kgrec;
-  cuda::TopkParams p;
+  cuda::TopkRowsParams p;
   p.dtype = args.dtype();
   p.rows = args.size("scores");
   p.num_items = args.size("scores", 1);

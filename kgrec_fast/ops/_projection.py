@@ -29,7 +29,9 @@ def project_backward_onto(
     """Adds the gradient of `project` to `grad_x`, contiguous, where it is given; returns that of
     `weight` where it is needed.
     """
-    if grad_x is not None and needs_weight and takes_kernel(x):
+    # A graph of this pass, for second derivatives, needs ops with a gradient of their own.
+    kernel = takes_kernel(x) and not torch.is_grad_enabled()
+    if grad_x is not None and needs_weight and kernel:
         return torch.ops.kgrec_fast.project_backward_onto(  # type: ignore[no-any-return]
             grad_x, grad_out, x, weight
         )

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kgrec_fast.graph import EdgeMask, RelGraph
 from kgrec_fast.ops import _common
@@ -269,7 +268,6 @@ class _AttentionAndMean(torch.autograd.Function):
         return out.to(x.dtype), mean
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # once: under checkpoint and hooks each look makes them anew
         saved, (weight, inverse_count) = tensors[:6], tensors[6:8]
@@ -279,11 +277,12 @@ class _AttentionAndMean(torch.autograd.Function):
         grad_query, grad_x, grad_relation = _attention_backward(
             grad_out, None, saved, masks, graph, ctx.num_heads
         )
-        if grad_x.dtype == _common.accumulate_dtype(grad_x.dtype):
+        whole = grad_x.dtype == _common.accumulate_dtype(grad_x.dtype)
+        if whole and not torch.is_grad_enabled():
             more_relation = torch.ops.kgrec_fast.relation_mean_backward_onto(
                 grad_x, grad_mean, x, relation, inverse_count, mean_graph, *mean_masks
             )
-        else:  # sums would be rounded in between
+        else:  # sums would be rounded in between, or a second derivative needs the rule of the op
             more_x, more_relation = torch.ops.kgrec_fast.relation_mean_backward(
                 grad_mean, x, relation, inverse_count, mean_graph, *mean_masks
             )
@@ -318,7 +317,6 @@ class _ProjectedAttention(torch.autograd.Function):
         return out.to(x.dtype), lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # once: under checkpoint and hooks each look makes them anew
         saved, weight, masks, zero_edges = tensors[:6], tensors[6], tensors[7:9], tensors[9]

@@ -72,7 +72,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_host.build_program()
     root = tmp_path_factory.mktemp("copy")
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "lock")
-    for folder in ("csrc", "kgrec_fast", "tests"):
+    for folder in ("csrc", "kgrec_fast", "tests", "benchmarks", "docs/reference"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
     for file in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, root / file)
@@ -100,8 +100,17 @@ def test_the_tests_of_the_template_pass(copy: Path) -> None:
         copy,
         *("-m", "pytest", "-p", "no:cacheprovider", "-k", "scale_rows"),
         *("tests/ops/test_scale_rows.py", "tests/cuda/test_cuda_scale_rows.py"),
-        "tests/test_on_cuda.py",
+        *("tests/test_on_cuda.py", "tests/pytorch/test_torch_func.py"),
         KGREC_FAST_TEST_DEVICE="cpu",
+    )
+
+
+def test_the_tests_that_look_for_every_op_pass(copy: Path) -> None:
+    everywhere = "reference_has_every_public_name or every_public_op_with_a_cuda_kernel"
+    run(
+        copy,
+        *("-m", "pytest", "-p", "no:cacheprovider", "-k", everywhere),
+        *("tests/test_readme.py", "tests/test_gpu_check.py"),
     )
 
 

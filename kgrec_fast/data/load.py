@@ -112,6 +112,13 @@ def load_dataset(
     directory = find_dataset(name_or_path)
     kind = detect_format(directory) if format == "auto" else format
     if kind == "atomic":
+        if not carve_valid:
+            raise ValueError(f"carve_valid: has no meaning for the atomic files of {directory}")
+        if split == "published":
+            raise ValueError(
+                "split: got 'published', which the layout of kg_final.txt has, expected auto, given "
+                f"or random for the atomic files of {directory}"
+            )
         return load_atomic(
             directory,
             fields=fields,

@@ -94,6 +94,21 @@ def test_formats_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
+        ({"carve_valid": False}, "carve_valid: has no meaning for the atomic files of"),
+        ({"split": "published"}, "split: got 'published'.* expected auto, given or random for"),
+    ],
+)
+def test_options_without_a_meaning_for_atomic_files(
+    tmp_path: Path, option: dict[str, object], reason: str
+) -> None:
+    folder = write_atomic(tmp_path / "tiny", inter=INTER, kg=KG, link=LINK)
+    with pytest.raises(ValueError, match=reason):
+        load_dataset(folder, **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
         ({"min_rating": 3.0}, "min_rating: has no meaning"),
         ({"recbole_items": True}, "recbole_items: has no meaning"),
         ({"fields": AtomicFields()}, "fields: has no meaning"),

@@ -63,7 +63,7 @@ $(VENV)/.data: | $(BIN)/python
 data: $(VENV)/.data
 
 demo: $(VENV)/.installed $(VENV)/.data
-	@echo "Training KGRec on ml-100k for $(EPOCHS) epochs: about two minutes on two cores."
+	@echo "Training KGRec on ml-100k for $(EPOCHS) epochs: about a minute on two cores."
 	$(BIN)/kgrec-fast train ml-100k --recbole-items --epochs $(EPOCHS)
 
 test: $(VENV)/.installed $(VENV)/.data

@@ -116,8 +116,8 @@ def load_dataset(
             raise ValueError(f"carve_valid: has no meaning for the atomic files of {directory}")
         if split == "published":
             raise ValueError(
-                "split: got 'published', which the layout of kg_final.txt has, expected auto, given "
-                f"or random for the atomic files of {directory}"
+                "split: got 'published', which the layout of kg_final.txt has, expected auto, "
+                f"given or random for the atomic files of {directory}"
             )
         return load_atomic(
             directory,

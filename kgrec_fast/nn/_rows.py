@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from kgrec_fast.ops._common import keeps_to_ops, readable
 from kgrec_fast.ops._projection import takes_kernel
@@ -52,9 +52,10 @@ class _OnlyRows(torch.autograd.Function):
         return x.index_select(0, ids)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a graph of this pass, for second derivatives
+            return grad.new_zeros(ctx.shape).index_add(0, ids, grad), None
         few = FEW * ids.numel() < ctx.shape[0] or _takes_kernel(grad, ids)
         sparse = few and not _looked_at()
         whole = grad.new_empty(ctx.shape) if sparse else grad.new_zeros(ctx.shape)
@@ -80,7 +81,6 @@ class _Readers(torch.autograd.Function):
         return chosen, x[:first], x.view_as(x)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, chosen: Tensor | None, first: Tensor | None, whole: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
@@ -88,6 +88,13 @@ class _Readers(torch.autograd.Function):
         some = next((g for g in (chosen, first, whole) if g is not None), None)
         if some is None:
             return None, None, None
+        if torch.is_grad_enabled():  # a graph of this pass, for second derivatives
+            total = some.new_zeros(ctx.shape) if whole is None else whole
+            if first is not None:
+                total = total + F.pad(first, (0, 0, 0, ctx.shape[0] - first.shape[0]))
+            if chosen is not None and ids is not None:
+                total = total.index_add(0, ids, chosen)
+            return total, None, None
         # The others are added in place: whoever reads all of x makes a gradient for this alone.
         grad = some.new_zeros(ctx.shape) if whole is None else whole
         if first is not None:

@@ -82,7 +82,8 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["memory_ratio"] > 0
     assert row["floor_seconds"] == pytest.approx(sum(row["extra"]["floor"].values()))
     replayed = row["extra"]["replayed"]
-    assert replayed["seconds"] > 0 and replayed["step_seconds"] > 0
+    assert replayed["seconds"] > 0
+    assert replayed["step_seconds"] > 0
     assert 0 < replayed["rest"] < 1
     assert "share of our step" in capsys.readouterr().out
 

@@ -22,9 +22,12 @@ from stand_ins import (
     PaperLike,
 )
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 import kgrec_fast
 from kgrec_fast.integrations import acceleration
+from kgrec_fast.integrations.acceleration.layers import HopwiseLayer
+from kgrec_fast.integrations.acceleration.swap import swapped_class
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = pytest.mark.parametrize("paper", [False, True], ids=["hopwise", "paper"])
@@ -211,6 +214,53 @@ def test_a_report_prints() -> None:
     plain = kgrec_fast.accelerate(nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2)))
     assert plain.layers == ()
     assert str(plain) == "Sequential: none of its 3 modules is a layer of KGRec"
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+@BOTH
+def test_parametrized_before(paper: bool) -> None:
+    """A parametrization gives a layer a class of its own, which is the one to go back to."""
+    model = Model(paper).double()
+    parametrize.register_parametrization(model.gcn, "W_Q", Doubled())
+    value, kind = run(model), type(model.gcn)
+    assert kgrec_fast.accelerate(model).swapped == ("gcn", "contrast_fn")
+    torch.testing.assert_close(run(model), value)
+    assert kgrec_fast.restore(model) == ("gcn", "contrast_fn")
+    assert type(model.gcn) is kind
+    assert torch.equal(run(model), value)
+
+
+@BOTH
+def test_parametrized_after(paper: bool) -> None:
+    """What is derived from a swapped class is not undone with it: that would break the layer."""
+    model = Model(paper).double()
+    plain, kinds = run(model), [type(m) for m in model.modules()]
+    kgrec_fast.accelerate(model)
+    parametrize.register_parametrization(model.gcn, "W_Q", Doubled())
+    value, swapped = run(model), [type(m) for m in model.modules()]
+    assert not torch.equal(value, plain)
+    with pytest.raises(ValueError, match="gcn is a Parametrized.*remove parametrizations first"):
+        kgrec_fast.restore(model)
+    assert [type(m) for m in model.modules()] == swapped
+    assert torch.equal(run(model), value)
+    parametrize.remove_parametrizations(model.gcn, "W_Q", leave_parametrized=False)
+    assert kgrec_fast.restore(model) == ("gcn", "contrast_fn")
+    assert [type(m) for m in model.modules()] == kinds
+    torch.testing.assert_close(run(model), plain)
+
+
+class Derived(swapped_class(HopwiseLike, HopwiseLayer)):  # type: ignore[misc]
+    pass
+
+
+def test_a_class_derived_from_a_swapped_one_is_pickled_as_itself() -> None:
+    assert pickle.loads(pickle.dumps(Derived)) is Derived
+    layer = Derived(WIDTH, 2, USERS, RELATIONS)
+    assert type(pickle.loads(pickle.dumps(layer))) is Derived
 
 
 @pytest.mark.parametrize("bad", [None, torch.zeros(3), HopwiseLike, "model"])

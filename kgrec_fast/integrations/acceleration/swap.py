@@ -52,9 +52,17 @@ def swapped_class(original: type, methods: type) -> type:
     return result
 
 
-def _pickled(made: _Swapped) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """These classes stand in no module where pickle could look them up: it calls what makes one."""
-    return swapped_class, made.kgrec_fast_parts
+def _pickled(made: _Swapped) -> str | tuple[Callable[..., Any], tuple[Any, ...]]:
+    """These classes stand in no module where pickle could look them up: it calls what makes one.
+
+    What was derived from one is found by its name, as other classes are.
+    """
+    return (swapped_class, made.kgrec_fast_parts) if _is_made(made) else made.__qualname__
+
+
+def _is_made(kind: _Swapped) -> bool:
+    """Whether `swapped_class` made it, rather than someone who derived from what it made."""
+    return "kgrec_fast_parts" in vars(kind)
 
 
 copyreg.pickle(_Swapped, _pickled)
@@ -156,12 +164,18 @@ def restore(model: nn.Module) -> tuple[str, ...]:
 
     Raises:
         TypeError: ``model`` is no module.
+        ValueError: A layer has got a class derived from that of :func:`accelerate` since, as
+            ``torch.nn.utils.parametrize`` gives it; nothing is undone then.
     """
     _check_model(model)
-    restored = []
-    for name, module in model.named_modules():
-        kind = type(module)
-        if isinstance(kind, _Swapped):
-            module.__class__ = kind.kgrec_fast_parts[0]
-            restored.append(name)
-    return tuple(restored)
+    swapped = [(n, m) for n, m in model.named_modules() if isinstance(type(m), _Swapped)]
+    for name, module in swapped:
+        if not _is_made(type(module)):  # type: ignore[arg-type]
+            raise ValueError(
+                f"{name or 'the model itself'} is a {type(module).__name__}, a class derived after "
+                "accelerate, expected the layer as accelerate left it: remove parametrizations "
+                "first, or call restore before they are registered"
+            )
+    for _, module in swapped:
+        module.__class__ = type(module).kgrec_fast_parts[0]
+    return tuple(name for name, _ in swapped)

@@ -186,6 +186,13 @@ def changed(layer: nn.Module, **attributes: object) -> nn.Module:
     return layer
 
 
+class OtherDropout(nn.Dropout):
+    """Drops whole rows."""
+
+    def forward(self, x):
+        return x * nn.functional.dropout(torch.ones_like(x[:, :1]), self.p, self.training)
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -217,6 +224,14 @@ def changed(layer: nn.Module, **attributes: object) -> nn.Module:
         (
             lambda: hopwise(mess_dropout_rate=1.0),
             "its message dropout is 1.0, expected it in [0, 1)",
+        ),
+        (
+            lambda: changed(hopwise(), mess_dropout=nn.AlphaDropout(0.5)),
+            "its message dropout is a AlphaDropout, expected a Dropout",
+        ),
+        (
+            lambda: changed(paper(), dropout=OtherDropout()),
+            "its message dropout is a OtherDropout, expected a Dropout",
         ),
         (lambda: ContrastLike(WIDTH, 0.0), "its tau is 0.0, expected a number above 0"),
         (lambda: changed(ContrastLike(WIDTH), tau=torch.ones(2)), "its tau is a tensor [2]"),

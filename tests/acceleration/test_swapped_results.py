@@ -190,6 +190,20 @@ def test_when_messages_are_dropped(paper: bool) -> None:
 
 
 @pytest.mark.parametrize("paper", [False, True], ids=["hopwise", "paper"])
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_dropout_taken_out_of_a_layer(paper: bool, late: bool) -> None:
+    layer, edges = make(paper, rate=RATE), Edges.make()
+    case = next(cases(layer, edges))[1]
+    whole = layer.eval()(*case)
+    if late:
+        kgrec_fast.accelerate(layer)
+    setattr(layer, "dropout" if paper else "mess_dropout", nn.Identity())
+    if not late:
+        assert kgrec_fast.accelerate(layer).swapped == ("",)
+    torch.testing.assert_close(layer.train()(*case), whole)
+
+
+@pytest.mark.parametrize("paper", [False, True], ids=["hopwise", "paper"])
 def test_training_goes_on(paper: bool) -> None:
     """Three steps, `accelerate`, three steps: as if nothing had been swapped in between."""
     model, edges = Model(paper).double(), Edges.make()

@@ -243,7 +243,7 @@ def test_parametrized_after(paper: bool) -> None:
     parametrize.register_parametrization(model.gcn, "W_Q", Doubled())
     value, swapped = run(model), [type(m) for m in model.modules()]
     assert not torch.equal(value, plain)
-    with pytest.raises(ValueError, match="gcn is a Parametrized.*remove parametrizations first"):
+    with pytest.raises(ValueError, match=r"gcn is a Parametrized.*remove parametrizations first"):
         kgrec_fast.restore(model)
     assert [type(m) for m in model.modules()] == swapped
     assert torch.equal(run(model), value)

@@ -15,12 +15,19 @@ from torch import Tensor, nn
 from kgrec_fast.nn import AttnHGCN, Contrast
 
 
+def dropout_module(layer: Any) -> nn.Module | None:
+    """The module through which a layer drops elements of messages; None where it has none."""
+    modules = (getattr(layer, name, None) for name in ("mess_dropout", "dropout"))
+    return next((m for m in modules if isinstance(m, nn.Module)), None)
+
+
 def message_dropout(layer: Any) -> float:
     """Probability with which a layer drops an element of a message now; 0 outside of training."""
-    for name in ("mess_dropout", "dropout"):
-        module = getattr(layer, name, None)
-        if isinstance(module, nn.Dropout):
-            return module.p if module.training else 0.0
+    module = dropout_module(layer)
+    if isinstance(module, nn.Dropout):
+        return module.p if module.training else 0.0
+    if isinstance(module, nn.Identity):  # put there so that nothing is dropped
+        return 0.0
     return layer.mess_dropout_rate if layer.training else 0.0
 
 

@@ -14,6 +14,7 @@ from kgrec_fast.integrations.acceleration.layers import (
     ContrastLayer,
     HopwiseLayer,
     PaperLayer,
+    dropout_module,
     message_dropout,
 )
 from kgrec_fast.nn import Contrast
@@ -115,6 +116,9 @@ def _graph_objection(module: Any, relation: object) -> str | None:
         return f"its n_hops is {hops}, expected an integer in [0, {MAX_HOPS}]"
     if not isinstance(heads, int) or heads < 1 or heads * d_k != width:
         return f"its n_heads is {heads} and its d_k {d_k}, expected a product of {width}"
+    dropout = dropout_module(module)  # the trial does not see what it does
+    if dropout is not None and type(dropout) not in (nn.Dropout, nn.Identity):
+        return f"its message dropout is {_described(dropout)}, expected a Dropout"
     rate = message_dropout(module)
     if not 0 <= rate < 1:
         return f"its message dropout is {rate}, expected it in [0, 1)"

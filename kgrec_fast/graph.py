@@ -398,6 +398,7 @@ class InteractionGraph(_Graph):
         *,
         num_users: int | None = None,
         num_items: int | None = None,
+        name: str = "edge_index",
     ) -> InteractionGraph:
         """Sorts interactions into a graph.
 
@@ -405,11 +406,12 @@ class InteractionGraph(_Graph):
             edge_index: int64 or int32 [2, E], users and items.
             weight: floating point [E] in the same order, or None.
             num_users, num_items: by default one more than the largest id.
+            name: what errors call edge_index.
 
         Raises:
             TypeError, ValueError: as `RelGraph.from_edges`.
         """
-        check_edges("edge_index", edge_index, 2, None)
+        check_edges(name, edge_index, 2, None)
         if weight is not None:
             if not isinstance(weight, Tensor) or not weight.is_floating_point():
                 raise TypeError("weight is no floating point tensor, expected one of shape [E]")
@@ -421,8 +423,8 @@ class InteractionGraph(_Graph):
         user, item = edge_index.detach()
         users = resolve_size("num_users", num_users, user)
         items = resolve_size("num_items", num_items, item)
-        check_ids("edge_index[0]", user, users, "users")
-        check_ids("edge_index[1]", item, items, "items")
+        check_ids(f"{name}[0]", user, users, "users")
+        check_ids(f"{name}[1]", item, items, "items")
         built = _build(user, item, None, (users, items, 0))
         return cls(**built, weight=weight)._plan_on_cuda()
 

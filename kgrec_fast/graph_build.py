@@ -37,6 +37,8 @@ def check_edges(name: str, index: Tensor, *shape: int | None) -> None:
         raise TypeError(f"{name} is a {type(index).__name__}, expected a torch.Tensor")
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} has dtype {index.dtype}, expected torch.int64 or torch.int32")
+    if index.layout != torch.strided:
+        raise TypeError(f"{name} has layout {index.layout}, expected torch.strided: ids, no matrix")
     wanted = "[" + ", ".join("E" if s is None else str(s) for s in shape) + "]"
     fits = index.dim() == len(shape) and all(
         s is None or s == n for s, n in zip(shape, index.shape, strict=True)

@@ -2,7 +2,9 @@
 
 A graph is built for the tensors it is first asked for and kept while they live: the cache holds
 weak references, few entries, and looks at identity, version and sizes. Tensors that were changed
-in place are sorted anew. Edge lists drawn anew at each step are sorted at each step.
+in place are sorted anew, where torch counts the change: one made through ``.data``, or through a
+NumPy array of the same memory, goes unseen, and asks for :func:`clear`. Edge lists drawn anew at
+each step are sorted at each step.
 """
 
 from __future__ import annotations
@@ -50,12 +52,16 @@ def as_rel_graph(
     )
 
 
-def as_interaction_graph(inter_edge: Tensor, num_users: int, num_items: int) -> InteractionGraph:
+def as_interaction_graph(
+    edge_index: Tensor, num_users: int, num_items: int, name: str = "edge_index"
+) -> InteractionGraph:
     """`InteractionGraph.from_edges` of a raw tensor, kept for the next call with the same one."""
     return _cached(
-        (inter_edge,),
+        (edge_index,),
         ("interactions", num_users, num_items),
-        lambda: InteractionGraph.from_edges(inter_edge, num_users=num_users, num_items=num_items),
+        lambda: InteractionGraph.from_edges(
+            edge_index, num_users=num_users, num_items=num_items, name=name
+        ),
     )
 
 
@@ -65,14 +71,19 @@ def clear() -> None:
         _entries.clear()
 
 
+def _can_be_a_key(x: object) -> bool:
+    # Inference tensors have no version counter: a change in place would go unseen. What has no
+    # storage is refused where it is looked at.
+    return isinstance(x, Tensor) and x.layout == torch.strided and not x.is_inference()
+
+
 def _cached(tensors: tuple[Tensor, ...], sizes: _Key, build: Callable[[], G]) -> G:
     if torch.compiler.is_exporting():
         raise ValueError(
             "edges are given as tensors to torch.export, expected a RelGraph or InteractionGraph: "
             "sorting them is no part of a program"
         )
-    # Inference tensors have no version counter: a change in place would go unseen.
-    if not all(isinstance(x, Tensor) and not x.is_inference() for x in tensors):
+    if not all(map(_can_be_a_key, tensors)):
         return build()
     key = (*sizes, *((id(x), x._version, x.data_ptr()) for x in tensors))
     with _lock:

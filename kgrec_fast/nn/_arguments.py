@@ -85,7 +85,7 @@ def resolve_interactions(
         TypeError, ValueError: It is neither a tensor of edges nor a graph of that size.
     """
     if not isinstance(inter_edge, InteractionGraph):
-        return as_interaction_graph(inter_edge, users, items)
+        return as_interaction_graph(inter_edge, users, items, name="inter_edge")
     found = inter_edge.num_cols
     if inter_edge.num_rows != users or (found != items if exact else found > items):
         raise ValueError(

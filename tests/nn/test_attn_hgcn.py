@@ -437,6 +437,19 @@ def test_bad_inputs(toy, layers):
         fast.ui_agg(toy.users, toy.entities[: ITEMS - 1], ui, toy.inter_edge_w)
     with pytest.raises(ValueError, match="of 7 users and 9 items, expected 6 users"):
         fast.ui_agg(toy.users[:6], toy.entities[:ITEMS], ui, toy.inter_edge_w)
+    with pytest.raises(ValueError, match=r"inter_edge has shape \[3, \d+\], expected \[2, E\]"):
+        fast.ui_agg(
+            toy.users, toy.entities[:ITEMS], torch.cat([toy.inter_edge, toy.inter_edge[:1]]), None
+        )
+    with pytest.raises(ValueError, match=r"inter_edge\[0\]\[\d+\] is \d+, expected .*\(users\)"):
+        fast(toy.users, toy.entities, kg, None, toy.inter_edge + 7, None)
+    with pytest.raises(TypeError, match="inter_edge is a RelGraph"):
+        fast(toy.users, toy.entities, kg, None, kg, None)
+    with pytest.raises(TypeError, match="edge_index has layout"):
+        fast.forward_kg(toy.entities, toy.edge_index.to_sparse(), toy.edge_type)
+    for bad, found in (([1.0] * ITEMS, "list"), (torch.ones(ITEMS).long(), "torch.int64")):
+        with pytest.raises(TypeError, match=f"item_attn is {found}, expected a floating point"):
+            fast(toy.users, toy.entities, kg, None, ui, None, bad)
     with pytest.raises(ValueError, match="item_attn has shape"):
         fast(toy.users, toy.entities, kg, None, ui, None, torch.ones(3, dtype=torch.float64))
     with pytest.raises(ValueError, match="edge_type"):

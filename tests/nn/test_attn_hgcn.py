@@ -425,6 +425,10 @@ def test_bad_inputs(toy, layers):
     kg, ui = toy.kg, toy.interactions
     with pytest.raises(ValueError, match=r"entity_emb has shape \[40, 7\], expected \[n, 8\]"):
         fast.forward_kg(toy.entities[:, :7], kg)
+    with pytest.raises(
+        TypeError, match=r"entity_emb has dtype torch\.float32, expected torch\.float64"
+    ):
+        fast.norm_attn_computer(toy.entities.float(), kg)
     with pytest.raises(TypeError, match="user_emb is a list"):
         fast.ui_agg([1.0], toy.entities[:ITEMS], ui, toy.inter_edge_w)
     with pytest.raises(ValueError, match="edge_type is None"):

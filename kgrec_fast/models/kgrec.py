@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
 from kgrec_fast.nn.edge_layer import EdgeLayer
 from kgrec_fast.ops._projection import project
+
+# Embeddings of users and entities, and the parameters and their versions that they were made of.
+_Kept: TypeAlias = tuple[tuple[Tensor, Tensor], list[nn.Parameter], list[int]]
 
 
 class KGRec(EdgeListSampling, nn.Module):
@@ -153,7 +157,7 @@ class KGRec(EdgeListSampling, nn.Module):
                 "it masks all of them and propagates over none",
                 stacklevel=2,
             )
-        self._cache: tuple[Tensor, Tensor] | None = None
+        self._cache: _Kept | None = None
 
     def _add_parameters(self) -> None:
         """Makes the parameters. Models with other names override this, and :meth:`_tables`."""
@@ -430,15 +434,22 @@ class KGRec(EdgeListSampling, nn.Module):
         """Users [U, D] and entities [N, D], propagated over the whole graphs without dropout.
 
         In evaluation mode they are computed once, without gradient, and kept until
-        :meth:`train`, :meth:`load_state_dict`, :meth:`calculate_loss` or a change of device or
-        dtype. Whoever writes into the parameters otherwise calls one of these.
+        :meth:`train`, :meth:`load_state_dict`, :meth:`calculate_loss`, a change of device or dtype,
+        or one of the parameters, in place or by others (``torch.func.functional_call``). What torch
+        does not see, a write through ``.data`` or in a CUDA graph, asks for one of these.
         """
         if self.training:
             return self._propagate()
-        if self._cache is None:
-            with torch.no_grad():
-                self._cache = outliving(self._propagate())
-        return self._cache
+        parameters = list(self.parameters())
+        versions = [0 if p.is_inference() else p._version for p in parameters]
+        if self._cache is not None:
+            kept, of, at = self._cache
+            if at == versions and all(map(operator.is_, of, parameters)):
+                return kept
+        with torch.no_grad():
+            kept = outliving(self._propagate())
+        self._cache = kept, parameters, versions
+        return kept
 
     def _propagate(self, edge_mask: EdgeMask | None = None) -> tuple[Tensor, Tensor]:
         users, entities = self._tables()

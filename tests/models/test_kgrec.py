@@ -309,7 +309,19 @@ CHANGES = {
     ).load_state_dict(torch.nn.ModuleList([model]).state_dict()),
     "calculate_loss": lambda model, world: model.calculate_loss(world.batch()),
     "dtype": lambda model, world: model.double(),
+    "in place": lambda model, world: zeroed(model.user_embedding.weight),
+    "an optimizer": lambda model, world: torch.optim.SGD(model.parameters(), 0.1).step(
+        lambda: model.gcn.W_Q.square().sum().backward()
+    ),
+    "another parameter": lambda model, world: setattr(
+        model.gcn, "W_Q", torch.nn.Parameter(model.gcn.W_Q.detach().clone())
+    ),
 }
+
+
+@torch.no_grad()
+def zeroed(x):
+    x.zero_()
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -321,6 +333,34 @@ def test_embeddings_are_kept_in_evaluation_mode_until(world, change):
     assert not users.requires_grad
     CHANGES[change](model, world)
     assert model.embeddings()[0] is not users
+
+
+def test_kept_embeddings_are_those_of_the_parameters_given(world):
+    """Of several sets of parameters, each in place of the model's own for one call."""
+    model, other = world.model().eval(), world.model().eval()
+    with torch.no_grad():
+        other.entity_embedding.weight.mul_(-2)
+    batch = world.batch()
+    own, wanted = model.predict(batch), other.predict(batch)
+    assert not torch.equal(own, wanted)
+    caller = Caller(model)
+    sets = [{f"model.{n}": p.detach() for n, p in m.named_parameters()} for m in (model, other)]
+    for parameters, scores in zip((*sets, *sets), (own, wanted) * 2, strict=True):
+        assert torch.equal(torch.func.functional_call(caller, parameters, (batch,)), scores)
+    assert torch.equal(model.predict(batch), own)
+    stacked = {n: torch.stack([p[n] for p in sets]) for n in sets[0]}
+    each = torch.func.vmap(lambda p: torch.func.functional_call(caller, p, (batch,)))(stacked)
+    torch.testing.assert_close(each, torch.stack([own, wanted]), rtol=1e-6, atol=0)
+    assert torch.equal(model.predict(batch), own)
+
+
+class Caller(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return self.model.predict(batch)
 
 
 def test_embeddings_have_a_gradient_in_training_mode(world):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
@@ -12,23 +11,12 @@ from kgrec_fast.nn.hops import HopGraphs
 Mask = EdgeMask | Tensor | None
 
 
-def check_embedding(name: str, x: Tensor, width: int, parameter: Tensor | None = None) -> None:
-    """Raises where ``x`` is not a tensor [n, width], or does not fit a parameter that it meets."""
+def check_embedding(name: str, x: Tensor, width: int) -> None:
+    """Raises where ``x`` is not a tensor [n, width]."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
     if x.dim() != 2 or x.shape[1] != width:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [n, {width}]")
-    if parameter is None:
-        return
-    if x.device != parameter.device:
-        raise ValueError(f"{name} is on {x.device}, expected {parameter.device}, as the layer")
-    if x.dtype != parameter.dtype and not _autocast(x.device.type):
-        raise TypeError(f"{name} has dtype {x.dtype}, expected {parameter.dtype}, as the layer")
-
-
-def _autocast(device_type: str) -> bool:
-    # torch knows no autocast of meta tensors, and does not like to be asked.
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def resolve_hops(
@@ -71,16 +59,13 @@ def resolve_graph(
     edge_type: Tensor | None,
     relations: int,
     edge_mask: Mask,
-    parameter: Tensor,
 ) -> tuple[RelGraph, EdgeMask | None]:
     """The graph of a layer that makes one hop over ``entity_emb`` [N, width], and its mask.
-
-    ``parameter`` is one that the embeddings meet.
 
     Raises:
         TypeError, ValueError: As :func:`check_embedding` and :func:`resolve_hops`.
     """
-    check_embedding("entity_emb", entity_emb, width, parameter)
+    check_embedding("entity_emb", entity_emb, width)
     graph = resolve_hops(edge_index, edge_type, entity_emb.shape[0], relations).first
     return graph, prepared_mask(graph, edge_mask)
 

@@ -12,9 +12,6 @@ from kgrec_fast.nn._edges import edge_softmax
 
 def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None) -> Tensor:
     """Softmax of ``item_attn`` over each user's interactions, times their number: [M]."""
-    if not isinstance(item_attn, Tensor) or not item_attn.is_floating_point():
-        found = item_attn.dtype if isinstance(item_attn, Tensor) else type(item_attn).__name__
-        raise TypeError(f"item_attn is {found}, expected a floating point tensor or None")
     items = inter.num_cols
     if item_attn.dim() == 1 and item_attn.shape[0] < items:
         # A graph of raw edges has as many columns as there are nodes.

@@ -82,7 +82,7 @@ class EdgeLayer(Propagation):
             Scores and logits, [E] each in the caller's order of edges. A masked edge has the score
             0 and the logit -inf.
         """
-        check_embedding("entity_emb", entity_emb, self.embedding_size, self.W_Q)
+        check_embedding("entity_emb", entity_emb, self.embedding_size)
         relation: Tensor | None = self.relation
         if edge_type is None and not isinstance(edge_index, RelGraph | HopGraphs):
             relation, nodes = None, entity_emb.shape[0]
@@ -106,7 +106,7 @@ class EdgeLayer(Propagation):
         edge_index: Tensor | RelGraph | HopGraphs,
         edge_type: Tensor | None,
     ) -> HopGraphs:
-        check_embedding("entity_emb", entity_emb, self.embedding_size, self.W_Q)
+        check_embedding("entity_emb", entity_emb, self.embedding_size)
         nodes, relations = entity_emb.shape[0], self.n_relations - 1
         return resolve_hops(edge_index, edge_type, nodes, relations, self.first_relation)
 

@@ -97,13 +97,7 @@ class KGATAttention(nn.Module):
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
         graph, mask = resolve_graph(
-            entity_emb,
-            self.embedding_size,
-            edge_index,
-            edge_type,
-            self.n_relations,
-            edge_mask,
-            self.trans_w.weight,
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
         )
         if attention is None:
             order, weight = "row", self._weights(entity_emb, graph, mask)
@@ -125,13 +119,7 @@ class KGATAttention(nn.Module):
         Arguments as in :meth:`forward`.
         """
         graph, mask = resolve_graph(
-            entity_emb,
-            self.embedding_size,
-            edge_index,
-            edge_type,
-            self.n_relations,
-            edge_mask,
-            self.trans_w.weight,
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
         )
         weight = self._weights(entity_emb, graph, mask)
         return graph.to_caller_order(weight if mask is None else weight * mask.row)
@@ -146,13 +134,7 @@ class KGATAttention(nn.Module):
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with a projection of both ends of every edge."""
         graph, mask = resolve_graph(
-            entity_emb,
-            self.embedding_size,
-            edge_index,
-            edge_type,
-            self.n_relations,
-            edge_mask,
-            self.trans_w.weight,
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
         )
         _, head, tail, rel = kept_edges(graph, mask)
         size = (self.embedding_size, self.relation_size)

@@ -107,7 +107,7 @@ class KGCLAggregation(nn.Module):
         edge_type: Tensor | None,
         edge_mask: Mask,
     ) -> tuple[RelGraph, EdgeMask | None]:
-        check_embedding("relation_emb", relation_emb, self.embedding_size, self.fc.weight)
+        check_embedding("relation_emb", relation_emb, self.embedding_size)
         return resolve_graph(
             entity_emb,
             self.embedding_size,
@@ -115,7 +115,6 @@ class KGCLAggregation(nn.Module):
             edge_type,
             relation_emb.shape[0],
             edge_mask,
-            self.fc.weight,
         )
 
 

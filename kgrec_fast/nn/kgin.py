@@ -155,8 +155,8 @@ class KGINAggregation(nn.Module):
     ) -> tuple[RelGraph, InteractionGraph, Tensor | None]:
         """The graphs and the weights of the interactions."""
         for name, x in (("user_emb", user_emb), ("entity_emb", entity_emb)):
-            check_embedding(name, x, self.embedding_size, self.weight)
-        check_embedding("latent_emb", latent_emb, self.embedding_size, self.weight)
+            check_embedding(name, x, self.embedding_size)
+        check_embedding("latent_emb", latent_emb, self.embedding_size)
         if latent_emb.shape[0] != self.n_factors:
             raise ValueError(
                 f"latent_emb has {latent_emb.shape[0]} rows, expected {self.n_factors}, one for "

@@ -94,13 +94,7 @@ class RGATAttention(nn.Module):
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
         graph, mask = resolve_graph(
-            entity_emb,
-            self.embedding_size,
-            edge_index,
-            edge_type,
-            self.n_relations,
-            edge_mask,
-            self.W,
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
         )
         z = entity_emb @ self.W
         of_head, of_tail, of_relation = self._parts(z)
@@ -119,13 +113,7 @@ class RGATAttention(nn.Module):
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with rows for every edge."""
         graph, mask = resolve_graph(
-            entity_emb,
-            self.embedding_size,
-            edge_index,
-            edge_type,
-            self.n_relations,
-            edge_mask,
-            self.W,
+            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
         )
         _, head, tail, rel = kept_edges(graph, mask)
         z = entity_emb @ self.W

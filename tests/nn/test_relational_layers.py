@@ -421,19 +421,3 @@ X = torch.zeros(4, 8)
 def test_bad_arguments_are_named(wrong: Callable, kind: type, message: str) -> None:
     with pytest.raises(kind, match=message):
         wrong()
-
-
-@each_layer
-def test_embeddings_of_another_type_or_device_are_named(name: str) -> None:
-    setting = Setting(name, CASES["bipartite"])
-    graph = CASES["bipartite"].build()
-    wanted = "_emb has dtype torch.float32, expected torch.float64, as the layer"
-    for place, x in enumerate(setting.floats):
-        floats = list(setting.floats)
-        for bad, error, message in (
-            (x.float(), TypeError, wanted),
-            (x.to("meta"), ValueError, "_emb is on meta, expected cpu, as the layer"),
-        ):
-            floats[place] = bad
-            with pytest.raises(error, match=message):
-                setting.layer(*setting.inputs(floats, graph, None))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from kgrec_fast import cuda_plan
+from kgrec_fast._numbers import check_int
 from kgrec_fast.graph_build import (
     MAX_ID,
     MAX_PARTS,
@@ -180,16 +181,20 @@ class _Graph:
             TypeError: `mask` is no bool tensor.
             ValueError: shape, device or `order` do not fit.
         """
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"mask is {kind}, expected a torch.bool tensor")
-        if mask.shape != (self.num_edges,):
-            raise ValueError(f"mask has shape {list(mask.shape)}, expected [{self.num_edges}]")
-        if mask.device != self.device:
-            raise ValueError(f"mask is on {mask.device}, expected {self.device}, as the graph")
+        self.check_mask("mask", mask)
         if order not in ("caller", "row"):
             raise ValueError(f"order is {order!r}, expected 'caller' or 'row'")
         return EdgeMask(self.to_row_order(mask) if order == "caller" else mask.contiguous(), self)
+
+    def check_mask(self, name: str, mask: object) -> None:
+        """Raises, with that name for it, where `mask` is no bool [E] on the graph's device."""
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"{name} is {kind}, expected a torch.bool tensor")
+        if mask.shape != (self.num_edges,):
+            raise ValueError(f"{name} has shape {list(mask.shape)}, expected [{self.num_edges}]")
+        if mask.device != self.device:
+            raise ValueError(f"{name} is on {mask.device}, expected {self.device}, as the graph")
 
     @torch.inference_mode(False)
     def to(self: G, device: torch.device | str) -> G:
@@ -336,6 +341,7 @@ class RelGraph(_Graph):
             num_nodes = resolve_size("num_nodes", None, edge_index)
         rows = resolve_size("num_rows", num_nodes if num_rows is None else num_rows, head)
         cols = resolve_size("num_cols", num_nodes if num_cols is None else num_cols, tail)
+        first_relation = check_int("first_relation", first_relation)
         kinds = edge_type - first_relation if first_relation else edge_type
         relations = resolve_size("num_relations", num_relations, kinds)
         check_ids("edge_index[0]", head, rows, "rows")

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from kgrec_fast._numbers import check_int
+
 T = TypeVar("T")
 
 MAX_ID = 2**31 - 1
@@ -65,8 +67,7 @@ def resolve_size(name: str, size: int | None, ids: Tensor) -> int:
     """`size`, or one more than the largest id where it is not given."""
     if size is None:
         return int(ids.max()) + 1 if ids.numel() else 0
-    if isinstance(size, bool) or not isinstance(size, int):
-        raise TypeError(f"{name} is a {type(size).__name__}, expected an int")
+    size = check_int(name, size)
     if not 0 <= size <= MAX_ID:
         raise ValueError(f"{name} is {size}, expected 0 <= {name} <= {MAX_ID}")
     return size

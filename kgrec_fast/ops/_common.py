@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int, check_number
 from kgrec_fast.graph import EdgeMask, _Graph
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -65,10 +66,10 @@ def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
         )
 
 
-def check_graph(graph: object, kind: type = _Graph) -> None:
+def check_graph(graph: object, kind: type = _Graph, name: str = "graph") -> None:
     if not isinstance(graph, kind):
         wanted = "RelGraph or InteractionGraph" if kind is _Graph else kind.__name__
-        raise TypeError(f"graph is a {type(graph).__name__}, expected a {wanted}")
+        raise TypeError(f"{name} is a {type(graph).__name__}, expected a {wanted}")
 
 
 def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) -> None:
@@ -95,11 +96,25 @@ def check_device(name: str, x: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} is on {x.device}, expected {device}")
 
 
-def check_heads(num_heads: object, width: int) -> None:
-    if isinstance(num_heads, bool) or not isinstance(num_heads, int):
-        raise TypeError(f"num_heads is a {type(num_heads).__name__}, expected an int")
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads is {num_heads}, expected a divisor of the width {width}")
+def check_heads(num_heads: object, width: int) -> int:
+    heads = check_int("num_heads", num_heads)
+    if heads < 1 or width % heads:
+        raise ValueError(f"num_heads is {heads}, expected a divisor of the width {width}")
+    return heads
+
+
+def check_count(name: str, value: object) -> int:
+    count = check_int(name, value)
+    if count < 0:
+        raise ValueError(f"{name} is {count}, expected a count >= 0")
+    return count
+
+
+def check_share(name: str, value: object) -> float:
+    share = check_number(name, value)
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}, expected 0 <= {name} <= 1")
+    return share
 
 
 def check_order(name: str, order: object) -> None:
@@ -108,18 +123,21 @@ def check_order(name: str, order: object) -> None:
         raise ValueError(f"{name} is {order!r}, expected 'caller' or 'row'")
 
 
-def prepare_mask(graph: _Graph, edge_mask: EdgeMask | Tensor | None) -> EdgeMask | None:
+def prepare_mask(
+    graph: _Graph, mask: EdgeMask | Tensor | None, name: str = "edge_mask"
+) -> EdgeMask | None:
     """An EdgeMask of `graph`, from one, from a bool tensor in the caller's order, or from None."""
-    if edge_mask is None:
+    if mask is None:
         return None
-    if not isinstance(edge_mask, EdgeMask):
-        return graph.edge_mask(edge_mask)
-    if edge_mask.row.shape != (graph.num_edges,) or edge_mask.row.device != graph.device:
+    if not isinstance(mask, EdgeMask):
+        graph.check_mask(name, mask)
+        return graph.edge_mask(mask)
+    if mask.row.shape != (graph.num_edges,) or mask.row.device != graph.device:
         raise ValueError(
-            f"edge_mask covers {edge_mask.row.numel()} edges on {edge_mask.row.device}, "
+            f"{name} covers {mask.row.numel()} edges on {mask.row.device}, "
             f"expected {graph.num_edges} on {graph.device}, as the graph"
         )
-    return edge_mask
+    return mask
 
 
 def mask_tensors(mask: EdgeMask | None, columns: bool) -> tuple[Tensor | None, Tensor | None]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kgrec_fast._numbers import check_int
 from kgrec_fast.ops import _common
 
 
@@ -56,6 +57,7 @@ def _check_index(index: Tensor, device: torch.device) -> Tensor:
 
 
 def check_dim(dim: int, src: Tensor) -> int:
+    dim = check_int("dim", dim)
     if not -src.dim() <= dim < src.dim():
         raise ValueError(f"dim is {dim}, expected -{src.dim()} <= dim < {src.dim()}")
     return dim % src.dim()
@@ -85,6 +87,8 @@ def check_shapes(
             f"{list(src.shape)}, the shape of src, along dim {dim}"
         )
     size, bound = dim_size, size_name
+    if size is not None:
+        size = check_int(size_name, size)
     if out is not None:
         if not isinstance(out, Tensor) or out.dtype != src.dtype:
             found = out.dtype if isinstance(out, Tensor) else type(out).__name__

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_number
 from kgrec_fast.ops import _common
 
 
@@ -46,8 +47,8 @@ def _check(
     reg_weight: float,
     weight: Tensor | None,
     eps: float,
-) -> Tensor | None:
-    """Validates; returns the weight as kernels take it."""
+) -> tuple[float, Tensor | None, float]:
+    """Validates; returns the last three, the weight as kernels take it."""
     _common.check_matrix("user", user, 0)
     pairs = user.size(0)
     _common.check_matrix("positive", positive, pairs, like=user)
@@ -57,11 +58,12 @@ def _check(
             f"positive and negative have {positive.size(0)} and {negative.size(0)} rows, "
             f"expected {pairs}, as user"
         )
+    reg_weight, eps = check_number("reg_weight", reg_weight), check_number("eps", eps)
     if not -math.inf < reg_weight < math.inf:
         raise ValueError(f"reg_weight is {reg_weight}, expected a finite number")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps is {eps}, expected a finite number of at least 0")
-    return check_weight(weight, pairs, user)
+    return reg_weight, check_weight(weight, pairs, user), eps
 
 
 def bpr_loss_reference(
@@ -73,7 +75,7 @@ def bpr_loss_reference(
     eps: float = 1e-10,
 ) -> Tensor:
     """`bpr_loss` in plain PyTorch."""
-    weight = _check(user, positive, negative, reg_weight, weight, eps)
+    reg_weight, weight, eps = _check(user, positive, negative, reg_weight, weight, eps)
     dtype = _common.accumulate_dtype(user.dtype)
     user, positive, negative = user.to(dtype), positive.to(dtype), negative.to(dtype)
     gap = (user * (positive - negative)).sum(1)
@@ -115,7 +117,7 @@ def bpr_loss(
         TypeError: a dtype is not as described.
         ValueError: a shape, a device, reg_weight or eps is not as described.
     """
-    weight = _check(user, positive, negative, reg_weight, weight, eps)
+    reg_weight, weight, eps = _check(user, positive, negative, reg_weight, weight, eps)
     if not _common.runs_native(user.device):
         return bpr_loss_reference(user, positive, negative, reg_weight, weight, eps)
     return _bpr_loss(user, positive, negative, weight, reg_weight, eps)[0]

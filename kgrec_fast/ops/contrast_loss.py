@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_number
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.dropout_normalize_add import EPS
 
 _ROW_SCALARS = 8  # kept for backward, see csrc/common/contrast_loss.h
 
 
-def _check(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> None:
+def _check(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> float:
+    """Validates; returns `tau` as a number."""
     _common.check_matrix("z1", z1, 0)
     _common.check_matrix("z2", z2, 0, like=z1)
     rows = z1.size(0)
@@ -27,8 +29,10 @@ def _check(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> None:
     if permutation.shape != (rows,):
         raise ValueError(f"permutation has shape {list(permutation.shape)}, expected [{rows}]")
     _common.check_device("permutation", permutation, z1.device)
+    tau = check_number("tau", tau)
     if not 0.0 < tau < math.inf:
         raise ValueError(f"tau is {tau}, expected a finite number above 0")
+    return tau
 
 
 def _normalize(z: Tensor) -> Tensor:
@@ -41,7 +45,7 @@ def _normalize(z: Tensor) -> Tensor:
 
 def contrast_loss_reference(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Tensor:
     """`contrast_loss` in plain PyTorch; whether `permutation` is one goes unchecked."""
-    _check(z1, z2, permutation, tau)
+    tau = _check(z1, z2, permutation, tau)
     z1, z2 = _normalize(z1), _normalize(z2)
     positive = (z1 * z2).sum(1)
     forth = (z1 * z2.index_select(0, permutation)).sum(1)
@@ -83,7 +87,7 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
         ValueError: a shape, a device or tau is not as described.
         RuntimeError: `permutation` is none (CPU).
     """
-    _check(z1, z2, permutation, tau)
+    tau = _check(z1, z2, permutation, tau)
     if not _common.runs_native(z1.device):
         return contrast_loss_reference(z1, z2, permutation, tau)
     return _contrast_loss(z1, z2, permutation, tau)[0]

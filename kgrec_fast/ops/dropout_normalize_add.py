@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_number
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.random import check_rng, check_stream, keep_mask_reference
 
@@ -17,8 +18,10 @@ EPS = 1e-12
 
 def _check(
     x: Tensor, residual: Tensor | None, p: float, rng: Tensor | None, stream: int, training: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Validates; returns x and residual in one dtype, and rng or None where nothing is dropped."""
+) -> tuple[Tensor, Tensor | None, float, Tensor | None, int]:
+    """Validates; returns all but `training`: x and residual in one dtype, and None for rng where
+    nothing is dropped.
+    """
     for name, tensor in (("x", x), ("residual", x if residual is None else residual)):
         if not isinstance(tensor, Tensor) or tensor.dtype not in _common.FLOAT_TYPES:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -31,14 +34,14 @@ def _check(
         )
     if residual is not None and residual.device != x.device:
         raise ValueError(f"residual is on {residual.device}, expected {x.device}, the device of x")
+    p, stream = check_number("p", p), check_stream(stream)
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p is {p}, expected 0 <= p < 1")
-    check_stream(stream)
     drops = training and p > 0.0
     if residual is not None:
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
-    return x, residual, check_rng(rng, x.device) if drops else None
+    return x, residual, p, check_rng(rng, x.device) if drops else None, stream
 
 
 def _check_row_ids(row_ids: Tensor | None, x: Tensor) -> None:
@@ -70,7 +73,7 @@ def dropout_normalize_add_reference(
     row_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`dropout_normalize_add` in plain PyTorch."""
-    x, residual, rng = _check(x, residual, p, rng, stream, training)
+    x, residual, p, rng, stream = _check(x, residual, p, rng, stream, training)
     _check_row_ids(row_ids, x)
     message = x if x.dtype == torch.float64 else x.float()
     if rng is not None:
@@ -122,7 +125,7 @@ def dropout_normalize_add(
         TypeError: x or residual is not floating point, or rng is not an int64 tensor.
         ValueError: a shape, a device, p or stream is not as described.
     """
-    x, residual, rng = _check(x, residual, p, rng, stream, training)
+    x, residual, p, rng, stream = _check(x, residual, p, rng, stream, training)
     _check_row_ids(row_ids, x)
     if not _common.runs_native(x.device):
         return dropout_normalize_add_reference(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int
 from kgrec_fast.graph import EdgeMask, RelGraph, _Graph
 from kgrec_fast.ops import _common
 
@@ -79,8 +80,7 @@ def _check(score: Tensor, graph: _Graph, num_items: int | None, edge_order: str)
     _common.check_order("edge_order", edge_order)
     if num_items is None:
         return graph.num_cols
-    if isinstance(num_items, bool) or not isinstance(num_items, int):
-        raise TypeError(f"num_items is a {type(num_items).__name__}, expected an int")
+    num_items = check_int("num_items", num_items)
     if not 0 <= num_items <= graph.num_cols:
         raise ValueError(f"num_items is {num_items}, expected 0 <= num_items <= {graph.num_cols}")
     return num_items

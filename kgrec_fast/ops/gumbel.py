@@ -91,9 +91,7 @@ def gumbel_noise(n: int, rng: Tensor, stream: int) -> Tensor:
         TypeError, ValueError: `n`, `rng` or `stream` is not as described.
     """
     check_rng(rng)
-    if n < 0:
-        raise ValueError(f"n is {n}, expected a count >= 0")
-    stream = check_stream(stream)
+    n, stream = _common.check_count("n", n), check_stream(stream)
     if not _common.runs_native(rng.device):
         return gumbel_noise_reference(n, rng, stream)
     noise: Tensor = torch.ops.kgrec_fast.gumbel_noise(n, rng.contiguous(), stream)

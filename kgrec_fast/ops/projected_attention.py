@@ -64,7 +64,7 @@ def projected_attention(
         return relation_attention(
             query, x, relation, graph, num_heads, edge_mask, return_lse, zero_edges
         )
-    _common.check_heads(num_heads, x.size(1))
+    num_heads = _common.check_heads(num_heads, x.size(1))
     mask = _common.prepare_mask(graph, edge_mask)
     row_mask, col_mask = _common.mask_tensors(mask, columns=True)
     if query is None:
@@ -141,13 +141,13 @@ def attention_and_mean(
     """
     x, weight, relation, query = _checked(x, weight, relation, graph, query)
     mean_graph = _like(graph, mean_graph)
+    mask = _common.prepare_mask(graph, edge_mask)
+    mean_mask = _common.prepare_mask(mean_graph, mean_mask, "mean_mask")
     fused = _common.wants_grad(x, weight, relation) and _common.runs_native(x.device)
     if not fused or _common.keeps_to_ops():
-        out = projected_attention(x, weight, relation, graph, num_heads, edge_mask, False, query)
+        out = projected_attention(x, weight, relation, graph, num_heads, mask, False, query)
         return out, relation_mean(x, relation, mean_graph, mean_mask)  # type: ignore[return-value]
-    _common.check_heads(num_heads, x.size(1))
-    mask = _common.prepare_mask(graph, edge_mask)
-    mean_mask = _common.prepare_mask(mean_graph, mean_mask)
+    num_heads = _common.check_heads(num_heads, x.size(1))
     # torch.compile takes no tensor twice.
     one_mask = mask is mean_mask
     masks = (mask, None if one_mask else mean_mask)
@@ -174,7 +174,7 @@ def attention_and_mean(
 def _like(graph: RelGraph, other: RelGraph | None) -> RelGraph:
     if other is None:
         return graph
-    _common.check_graph(other, RelGraph)
+    _common.check_graph(other, RelGraph, "mean_graph")
     for size in ("num_rows", "num_cols", "num_relations"):
         found, expected = getattr(other, size), getattr(graph, size)
         if found != expected:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int
 from kgrec_fast.ops import _common
 
 _WORD = 0xFFFFFFFF
@@ -71,9 +72,7 @@ def check_stream(stream: int) -> int:
         TypeError: it is no whole number.
         ValueError: it does not fit 32 unsigned bits.
     """
-    if not isinstance(stream, int) and not hasattr(stream, "__index__"):
-        raise TypeError(f"stream is a {type(stream).__name__}, expected an int")
-    number = int(stream)  # torch.compile of torch 2.10 compares no enum
+    number = check_int("stream", stream)
     if not 0 <= number <= _WORD:
         raise ValueError(f"stream is {stream}, expected 0 <= stream < 2**32")
     return number
@@ -110,16 +109,10 @@ def philox4x32(
     return c0, c1, c2, c3
 
 
-def _check_count(n: int) -> int:
-    if n < 0:
-        raise ValueError(f"n is {n}, expected a count >= 0")
-    return n
-
-
 def random_bits_reference(rng: Tensor, stream: int, n: int) -> Tensor:
     """`random_bits` in plain PyTorch."""
     check_rng(rng)
-    stream, n = check_stream(stream), _check_count(n)
+    stream, n = check_stream(stream), _common.check_count("n", n)
     seed, step = rng[0], rng[1]
     block = torch.arange((n + 3) // 4, device=rng.device)
     counter = (
@@ -150,7 +143,7 @@ def random_bits(rng: Tensor, stream: int, n: int) -> Tensor:
     if not _common.runs_native(rng.device):
         return random_bits_reference(rng, stream, n)
     bits: Tensor = torch.ops.kgrec_fast.random_bits(
-        rng.contiguous(), check_stream(stream), _check_count(n)
+        rng.contiguous(), check_stream(stream), _common.check_count("n", n)
     )
     return bits
 

@@ -49,7 +49,7 @@ def rationale_scores(
     if relation is not None:
         _common.check_graph(graph, RelGraph)
         _common.check_matrix("relation", relation, graph.num_relations, like=query)
-    _common.check_heads(num_heads, query.size(1))
+    num_heads = _common.check_heads(num_heads, query.size(1))
     _common.check_order("edge_order", edge_order)
     mask = _common.prepare_mask(graph, edge_mask)
     if not _common.runs_native(query.device):

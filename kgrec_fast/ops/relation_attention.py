@@ -61,7 +61,7 @@ def relation_attention(
     _common.check_device("query", query, graph.device)
     _common.check_matrix("value", value, graph.num_cols, like=query)
     _common.check_matrix("relation", relation, graph.num_relations, like=query)
-    _common.check_heads(num_heads, query.size(1))
+    num_heads = _common.check_heads(num_heads, query.size(1))
     zero_edges = as_zero_edges(zero_edges, graph, query)
     mask = _common.prepare_mask(graph, edge_mask)
     if not _common.runs_native(query.device):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.graph_build import MAX_ID
 from kgrec_fast.ops import _common
@@ -107,13 +108,8 @@ def feistel_permutation(
 # -- samples of edges -----------------------------------------------------------------------------
 
 
-def _check_share(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} is {value}, expected 0 <= {name} <= 1")
-    return float(value)
-
-
 def _check_size(name: str, value: int, most: int = MAX_ID) -> int:
+    value = check_int(name, value)
     if not 0 <= value <= most:
         raise ValueError(f"{name} is {value}, expected 0 <= {name} <= {most}")
     return value
@@ -146,7 +142,7 @@ def sample_edges_per_relation(
         TypeError, ValueError: an argument is not as described.
     """
     _common.check_graph(graph, RelGraph)
-    rate, stream = _check_share("rate", rate), check_stream(stream)
+    rate, stream = _common.check_share("rate", rate), check_stream(stream)
     check_rng(rng, graph.device)
     _common.check_order("edge_order", edge_order)
     if not _common.runs_native(graph.device):
@@ -255,9 +251,7 @@ def dropout_mask(n: int, p: float, rng: Tensor, stream: int = Stream.KEPT_INTERA
         TypeError, ValueError: an argument is not as described.
     """
     check_rng(rng)
-    stream, p = check_stream(stream), _check_share("p", p)
-    if n < 0:
-        raise ValueError(f"n is {n}, expected a count >= 0")
+    stream, p, n = check_stream(stream), _common.check_share("p", p), _common.check_count("n", n)
     if not _common.runs_native(rng.device):
         return dropout_mask_reference(n, p, rng, stream)
     mask: Tensor = torch.ops.kgrec_fast.dropout_mask(rng.contiguous(), n, p, stream)

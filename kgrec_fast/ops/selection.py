@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int
 from kgrec_fast.ops import _common
 from kgrec_fast.ops.gumbel import gumbel_noise_reference
 from kgrec_fast.ops.random import Stream, check_rng, check_stream
@@ -107,12 +108,16 @@ def topk_mask(
     n = elements.numel()
     if (k is None) == (rate is None):
         raise ValueError(f"k is {k} and rate is {rate}, expected exactly one of them")
-    if k is not None and not 0 <= k <= n:
-        raise ValueError(f"k is {k}, expected 0 <= k <= {n}, the number of elements")
-    if rate is not None and not 0 <= rate <= 1:
-        raise ValueError(f"rate is {rate}, expected 0 <= rate <= 1")
+    if k is not None:
+        k = check_int("k", k)
+        if not 0 <= k <= n:
+            raise ValueError(f"k is {k}, expected 0 <= k <= {n}, the number of elements")
+    if rate is not None:
+        rate = _common.check_share("rate", rate)
     if mask is not None:
         _check_mask("mask", mask, elements)
+    if not isinstance(streams, Sequence):
+        raise TypeError(f"streams is a {type(streams).__name__}, expected a sequence of ints")
     numbers = [check_stream(stream) for stream in streams]
     if len(numbers) > MAX_STREAMS:
         raise ValueError(f"streams has {len(numbers)} numbers, expected at most {MAX_STREAMS}")
@@ -204,8 +209,7 @@ def mask_positions(mask: Tensor, count: int) -> Tensor:
         TypeError, ValueError: `mask` is no bool vector, or `count` is negative.
     """
     _check_mask("mask", mask)
-    if count < 0:
-        raise ValueError(f"count is {count}, expected a count >= 0")
+    count = _common.check_count("count", count)
     if not _common.runs_native(mask.device):
         return mask_positions_reference(mask, count)
     positions: Tensor = torch.ops.kgrec_fast.mask_positions(mask, count)
@@ -221,11 +225,13 @@ def mask_positions_reference(mask: Tensor, count: int) -> Tensor:
 
 def _check_masked_edges(
     noisy_score: Tensor, sampled: Tensor | None, num_sampled: int, count: int
-) -> None:
+) -> tuple[int, int]:
+    """`num_sampled` and `count` as ints."""
     _check_values("noisy_score", noisy_score)
     edges = noisy_score.numel()
     if sampled is not None:
         _check_mask("sampled", sampled, noisy_score)
+    num_sampled, count = check_int("num_sampled", num_sampled), check_int("count", count)
     if not 0 <= num_sampled <= edges or (sampled is None and num_sampled != edges):
         expected = f"{edges}, all edges" if sampled is None else f"0 <= num_sampled <= {edges}"
         raise ValueError(f"num_sampled is {num_sampled}, expected {expected}")
@@ -233,6 +239,7 @@ def _check_masked_edges(
         raise ValueError(
             f"count is {count}, expected 0 <= count <= {num_sampled}, the sampled edges"
         )
+    return num_sampled, count
 
 
 def masked_edges(
@@ -266,7 +273,7 @@ def masked_edges(
     Raises:
         TypeError, ValueError: an argument's type, shape, range or device is not as described.
     """
-    _check_masked_edges(noisy_score, sampled, num_sampled, count)
+    num_sampled, count = _check_masked_edges(noisy_score, sampled, num_sampled, count)
     check_rng(rng, noisy_score.device)
     top = topk_mask(noisy_score, count, mask=sampled)
     drawn = random_permutation(num_sampled, rng, stream, count)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kgrec_fast import _library
+from kgrec_fast._numbers import check_int
 from kgrec_fast.ops import _common
 
 MAX_SCORES = 1 << 24
@@ -65,7 +66,7 @@ def topk_items(
             for, and leaves out what lies outside).
     """
     known = (known_ptr, known_items, users)
-    _check(user_emb, item_emb, k, *known, max_scores)
+    k, max_scores = _check(user_emb, item_emb, k, *known, max_scores)
     device = user_emb.device
     native = _common.runs_native(device)
     if not native or (device.type == "cuda" and min(k, item_emb.size(0)) > MAX_CUDA_K):
@@ -85,7 +86,7 @@ def topk_items_reference(
 ) -> tuple[Tensor, Tensor]:
     """`topk_items` in plain PyTorch."""
     known = (known_ptr, known_items, users)
-    _check(user_emb, item_emb, k, *known, max_scores)
+    k, max_scores = _check(user_emb, item_emb, k, *known, max_scores)
     return _in_blocks(_rank_rows_reference, user_emb, item_emb, k, *known, max_scores)
 
 
@@ -187,12 +188,12 @@ def _check(
     known_items: Tensor | None,
     users: Tensor | None,
     max_scores: int,
-) -> None:
+) -> tuple[int, int]:
+    """`k` and `max_scores` as ints."""
     _common.check_matrix("user_emb", user_emb, 0)
     _common.check_matrix("item_emb", item_emb, 0, like=user_emb)
+    k, max_scores = check_int("k", k), check_int("max_scores", max_scores)
     for name, number, least in (("k", k, 0), ("max_scores", max_scores, 1)):
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} is a {type(number).__name__}, expected an int")
         if number < least:
             raise ValueError(f"{name} is {number}, expected at least {least}")
     rows, device = user_emb.size(0), user_emb.device
@@ -201,7 +202,7 @@ def _check(
         if users.numel() != rows:
             raise ValueError(f"users has {users.numel()} elements, expected {rows}, as user_emb")
     if known_ptr is None and known_items is None:
-        return
+        return k, max_scores
     if known_ptr is None or known_items is None:
         missing = "known_ptr" if known_ptr is None else "known_items"
         raise ValueError(f"{missing} is None, expected both known_ptr and known_items, or neither")
@@ -211,7 +212,7 @@ def _check(
     if num_users < (rows if users is None else 0):
         raise ValueError(f"known_ptr has {num_users + 1} elements, expected at least {rows + 1}")
     if not _common.readable(known_ptr):
-        return
+        return k, max_scores
     if int(known_ptr[0]) < 0 or int(known_ptr[-1]) > known_items.numel():
         raise ValueError(
             f"known_ptr goes from {int(known_ptr[0])} to {int(known_ptr[-1])}, "
@@ -222,6 +223,7 @@ def _check(
     _check_range("known_items", known_items, item_emb.size(0), "the number of items")
     if users is not None:
         _check_range("users", users, num_users, "the users of known_ptr")
+    return k, max_scores
 
 
 def _check_ints(

@@ -76,6 +76,7 @@ def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) ->
     """`x` is a floating [N >= rows, D] tensor, of the width, dtype and device of `like`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    check_dense(name, x)
     if x.dtype not in FLOAT_TYPES:
         raise TypeError(f"{name} has dtype {x.dtype}, expected float32, float64, bfloat16, float16")
     if x.dim() != 2 or x.size(1) < 1:
@@ -89,6 +90,12 @@ def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) ->
     if x.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {x.dtype}, expected {like.dtype}, as the other operands")
     check_device(name, x, like.device)
+
+
+def check_dense(name: str, x: Tensor) -> None:
+    if x.layout != torch.strided or x.is_nested:
+        layout = "that of nested tensors" if x.is_nested else x.layout
+        raise TypeError(f"{name} has layout {layout}, expected torch.strided, a dense tensor")
 
 
 def check_device(name: str, x: Tensor, device: torch.device) -> None:

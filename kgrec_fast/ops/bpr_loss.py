@@ -23,6 +23,7 @@ def check_weight(weight: Tensor | None, rows: int, like: Tensor) -> Tensor | Non
     ):
         found = weight.dtype if isinstance(weight, Tensor) else type(weight).__name__
         raise TypeError(f"weight is {found}, expected a floating-point or bool tensor")
+    _common.check_dense("weight", weight)
     if weight.shape != (rows,):
         raise ValueError(f"weight has shape {list(weight.shape)}, expected [{rows}]")
     _common.check_device("weight", weight, like.device)

@@ -26,6 +26,7 @@ def _check(
         if not isinstance(tensor, Tensor) or tensor.dtype not in _common.FLOAT_TYPES:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"{name} is {found}, expected a floating-point tensor")
+        _common.check_dense(name, tensor)
     if x.dim() != 2:
         raise ValueError(f"x has shape {list(x.shape)}, expected two dimensions")
     if residual is not None and residual.shape != x.shape:

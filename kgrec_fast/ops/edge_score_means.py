@@ -74,6 +74,7 @@ def _check(score: Tensor, graph: _Graph, num_items: int | None, edge_order: str)
     if not isinstance(score, Tensor) or score.dtype not in _common.FLOAT_TYPES:
         found = score.dtype if isinstance(score, Tensor) else type(score).__name__
         raise TypeError(f"score is {found}, expected a floating point tensor")
+    _common.check_dense("score", score)
     if score.shape != (graph.num_edges,):
         raise ValueError(f"score has shape {list(score.shape)}, expected [{graph.num_edges}]")
     _common.check_device("score", score, graph.device)

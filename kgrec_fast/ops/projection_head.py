@@ -22,6 +22,7 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> None:
     for name, bias, weight in (("b1", b1, w1), ("b2", b2, w2)):
         if not isinstance(bias, Tensor):
             raise TypeError(f"{name} is a {type(bias).__name__}, expected a torch.Tensor")
+        _common.check_dense(name, bias)
         if bias.shape != (weight.size(0),):
             raise ValueError(f"{name} has shape {list(bias.shape)}, expected [{weight.size(0)}]")
     for name, other in (("w2", w2), ("b1", b1), ("b2", b2)):

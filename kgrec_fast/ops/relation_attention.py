@@ -90,6 +90,7 @@ def as_zero_edges(zero_edges: object, graph: RelGraph, like: Tensor) -> Tensor |
         return None
     if not isinstance(zero_edges, Tensor):
         raise TypeError(f"zero_edges is a {type(zero_edges).__name__}, expected a torch.Tensor")
+    _common.check_dense("zero_edges", zero_edges)
     if zero_edges.shape != (graph.num_rows,):
         raise ValueError(
             f"zero_edges has shape {list(zero_edges.shape)}, expected [{graph.num_rows}]"

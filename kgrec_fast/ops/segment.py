@@ -28,6 +28,7 @@ def check_src(src: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
         found = src.dtype if isinstance(src, Tensor) else type(src).__name__
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
         raise TypeError(f"src is {found}, expected a tensor of {names}")
+    _common.check_dense("src", src)
     if src.dim() == 0:
         raise ValueError("src has no dimension, expected at least one")
 

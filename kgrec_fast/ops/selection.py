@@ -41,6 +41,7 @@ def _check_values(name: str, values: Tensor) -> None:
         raise TypeError(
             f"{name} has dtype {values.dtype}, expected float32, float64, bfloat16, float16"
         )
+    _common.check_dense(name, values)
     if values.dim() != 1:
         raise ValueError(f"{name} has shape {list(values.shape)}, expected [n]")
 

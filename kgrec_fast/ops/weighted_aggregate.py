@@ -163,6 +163,7 @@ def _check_weight(name: str, weight: Tensor | None, x: Tensor, size: int) -> Non
         return
     if not isinstance(weight, Tensor):
         raise TypeError(f"{name} is a {type(weight).__name__}, expected a torch.Tensor or None")
+    _common.check_dense(name, weight)
     if weight.dtype not in (x.dtype, _common.accumulate_dtype(x.dtype)):
         raise TypeError(f"{name} has dtype {weight.dtype}, expected {x.dtype}, as x")
     if weight.shape != (size,):

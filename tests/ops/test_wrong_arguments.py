@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from enum import IntEnum
 from fractions import Fraction
@@ -85,6 +86,13 @@ KINDS: dict[str, Any] = {
     "matrix": torch.ones(3, 3, dtype=torch.complex64),
     "with gradient": torch.tensor(0.5, requires_grad=True),
 }
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": torch.Tensor.to_sparse,
+    "rows": torch.Tensor.to_sparse_csr,
+    "mkldnn": torch.Tensor.to_mkldnn,
+    "nested": lambda x: torch.nested.nested_tensor(list(x.split(1))),
+    "jagged": lambda x: torch.nested.nested_tensor(list(x.split(1)), layout=torch.jagged),
+}
 each_way = pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
 
 
@@ -131,6 +139,18 @@ def test_values_of_all_kinds(name: str, native: bool, kind: str) -> None:
         if annotation.startswith(("int", "float")) and kind not in ("None", "fraction"):
             is_number = annotation.startswith("float") and kind == "whole float"
             assert not works or is_number, argument
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@each_way
+@pytest.mark.parametrize("name", CALLS)
+def test_operands_of_other_layouts(name: str, native: bool, layout: str) -> None:
+    for argument, value in CALLS[name].items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            if layout == "rows" and value.dim() == 1:
+                continue  # has none
+            with pytest.raises(TypeError, match=rf"{argument} has layout .*, expected torch.str"):
+                call(name, native, **{argument: LAYOUTS[layout](value)})
 
 
 @pytest.mark.parametrize("name", CALLS)

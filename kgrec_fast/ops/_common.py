@@ -17,7 +17,8 @@ from kgrec_fast.graph import EdgeMask, _Graph
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _ops = torch.ops.kgrec_fast
-FLOAT_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+HALF_TYPES = (torch.bfloat16, torch.float16)
+FLOAT_TYPES = (torch.float32, torch.float64, *HALF_TYPES)
 TensorOp: TypeAlias = Callable[..., Tensor]
 TensorsOp: TypeAlias = Callable[..., tuple[Tensor, ...]]
 Inputs: TypeAlias = tuple[Any, ...]  # the arguments of an op
@@ -52,18 +53,25 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def autocast(*operands: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks."""
+def autocast(*operands: Tensor | None, widen: bool = False) -> tuple[Tensor | None, ...]:
+    """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks.
+
+    With `widen`, for losses, half types to float32 instead, as torch casts those of its own.
+    """
     tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
     device_type = tensors[0].device.type if tensors else None
     # torch knows no autocast of meta tensors: to ask for it is an error.
     if device_type in (None, "meta") or not torch.is_autocast_enabled(device_type):
         return operands
-    dtype = torch.get_autocast_dtype(device_type)
+    dtype = torch.float32 if widen else torch.get_autocast_dtype(device_type)
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            return x
+        return x if widen and x.dtype not in HALF_TYPES else x.to(dtype)
+
     with torch.autocast(device_type, enabled=False):
-        return tuple(
-            x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in operands
-        )
+        return tuple(cast(x) for x in operands)
 
 
 def check_graph(graph: object, kind: type = _Graph, name: str = "graph") -> None:

@@ -101,7 +101,8 @@ def bpr_loss(
 
     and 0 where W is 0. Pairs of weight 0 contribute nothing. `eps` 0 is the log-sigmoid; neither it
     nor its gradient overflows for any gap. Half types compute in float32, sums over pairs in
-    float64. Backward keeps one number a pair. Once differentiable. O(B * D).
+    float64; under autocast they may stand beside float32. Backward keeps one number a pair. Once
+    differentiable. O(B * D).
 
     Args:
         user: [B, D], floating point.
@@ -118,6 +119,7 @@ def bpr_loss(
         TypeError: a dtype is not as described.
         ValueError: a shape, a device, reg_weight or eps is not as described.
     """
+    user, positive, negative = _common.autocast(user, positive, negative, widen=True)  # type: ignore[assignment]
     reg_weight, weight, eps = _check(user, positive, negative, reg_weight, weight, eps)
     if not _common.runs_native(user.device):
         return bpr_loss_reference(user, positive, negative, reg_weight, weight, eps)

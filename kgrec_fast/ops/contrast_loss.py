@@ -67,8 +67,8 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
     It is computed from differences of cosines and cannot overflow before its value does. Unlike
     torch's normalize, whose gradient at a row of zeros is 1e12 times the incoming one, a row that
     is exactly zero gets a zero gradient. A row whose sum of squares overflows gives NaN. Half types
-    compute in float32. Backward keeps eight numbers a row and reads the views again. Once
-    differentiable. O(n * D).
+    compute in float32; under autocast they may stand beside it. Backward keeps eight numbers a row
+    and reads the views again. Once differentiable. O(n * D).
 
     Args:
         z1: [n, D], floating point, the first view.
@@ -87,6 +87,7 @@ def contrast_loss(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> Te
         ValueError: a shape, a device or tau is not as described.
         RuntimeError: `permutation` is none (CPU).
     """
+    z1, z2 = _common.autocast(z1, z2, widen=True)  # type: ignore[assignment]
     tau = _check(z1, z2, permutation, tau)
     if not _common.runs_native(z1.device):
         return contrast_loss_reference(z1, z2, permutation, tau)

@@ -59,9 +59,9 @@ def reconstruction_loss(
 
     With s_i = <h_i, t_i * relation[r_i]>, sum_i w_i softplus(-s_i) / sum_i w_i, and 0 where the
     weights sum to 0. Slots of weight 0 contribute nothing. No score makes it overflow. Half types
-    compute in float32, sums over slots in float64. Backward keeps one number a slot and adds up
-    each relation's gradient in the order of the slots. Once differentiable. O(m * D + R * D); on
-    CUDA each relation looks at all m ids.
+    compute in float32, sums over slots in float64; under autocast they may stand beside float32.
+    Backward keeps one number a slot and adds up each relation's gradient in the order of the slots.
+    Once differentiable. O(m * D + R * D); on CUDA each relation looks at all m ids.
 
     Args:
         head: [m, D], floating point.
@@ -79,6 +79,7 @@ def reconstruction_loss(
         ValueError: a shape or a device is not as described.
         RuntimeError: an id is out of range (CPU).
     """
+    head, tail, relation = _common.autocast(head, tail, relation, widen=True)  # type: ignore[assignment]
     weight = _check(head, tail, relation, relation_ids, weight)
     if not _common.runs_native(head.device):
         return reconstruction_loss_reference(head, tail, relation, relation_ids, weight)

@@ -12,14 +12,13 @@ from kgrec_fast.ops import _common
 
 FLOATS = _common.FLOAT_TYPES
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-HALVES = (torch.bfloat16, torch.float16)
 SOFTMAX_EPS = 1e-16
 """Added to every sum of exponentials, as torch_geometric does."""
 
 
 def widened(src: Tensor) -> Tensor:
     """Half types as float32, in which they accumulate; others as they are."""
-    return src.float() if src.dtype in HALVES else src
+    return src.float() if src.dtype in _common.HALF_TYPES else src
 
 
 def check_src(src: Tensor, allowed: tuple[torch.dtype, ...]) -> None:

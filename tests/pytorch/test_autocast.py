@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from pytorch_helpers import EXAMPLES, Example, Small, same
@@ -72,6 +74,33 @@ def test_gradients_come_back_in_the_type_of_the_operands(name: str, dtype: torch
         assert ours.dtype == torch.float32
         scale = float(theirs.abs().max())
         assert float((ours - theirs).abs().max()) <= 8 * torch.finfo(dtype).eps * scale
+
+
+@each_half
+@pytest.mark.parametrize("native", [True, False], ids=["native", "reference"])
+@pytest.mark.parametrize("name", ["bpr_loss", "contrast_loss", "reconstruction_loss"])
+def test_losses_of_what_layers_give_beside_parameters(
+    name: str, native: bool, dtype: torch.dtype
+) -> None:
+    """A half type beside float32 is widened, as by torch's own losses."""
+    example = Example(name, torch.float32)
+    leaves = [x.to(dtype).requires_grad_() for x in example.inputs[0]]
+    wide = [x.detach().float().requires_grad_() for x in leaves]
+    leaves[-1] = wide[-1].detach().clone().requires_grad_()
+    with nullcontext() if native else ops.use_reference():
+        with torch.autocast("cpu", dtype):
+            theirs = torch.nn.functional.mse_loss(leaves[0][:1], leaves[-1][:1])
+            found = example.loss(*leaves)
+        wanted = example.loss(*wide)
+        assert found.dtype == theirs.dtype == torch.float32
+        assert found == wanted
+        pairs = zip(
+            torch.autograd.grad(found, leaves), torch.autograd.grad(wanted, wide), strict=True
+        )
+    for ours, plain in pairs:
+        torch.testing.assert_close(ours, plain.to(ours.dtype), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="expected"):  # elsewhere it stays a mistake
+        example.loss(*leaves)
 
 
 @each_half

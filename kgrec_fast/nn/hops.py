@@ -42,6 +42,7 @@ class HopGraphs:
     active: Tensor | None = None
 
     @classmethod
+    @torch.inference_mode(False)  # it serves training too, wherever it was made
     def of(cls, graph: RelGraph, first_rows: int | None = None) -> HopGraphs:
         """Prepares a graph; O(E).
 
@@ -89,6 +90,7 @@ class HopGraphs:
         kept = self.outer if mask is None else self.outer & mask.row
         return ops.segment_sum(kept.to(dtype), self.first.rowptr)
 
+    @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> HopGraphs:
         """The same on another device."""
         return HopGraphs(

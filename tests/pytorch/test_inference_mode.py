@@ -8,9 +8,10 @@ import pytest
 import torch
 from pytorch_helpers import CASE, Small, relational_layers, same
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from kgrec_fast import InteractionGraph, RelGraph, ops
-from kgrec_fast.nn import AttnHGCN
+from kgrec_fast.nn import AttnHGCN, HopGraphs
 
 
 def gradients(graph: RelGraph) -> tuple[Tensor, ...]:
@@ -79,6 +80,30 @@ def test_relational_layers(name: str) -> None:
     out = layer(*args)
     (out[0] if isinstance(out, tuple) else out).sum().backward()
     assert any(p.grad is not None for p in (*layer.parameters(), *args) if isinstance(p, Tensor))
+
+
+@pytest.mark.parametrize("step", ["later", "active"])
+def test_graphs_of_hops_made_there(step: str) -> None:
+    """Heads that are few, and tails among them or not: both forms that later hops have."""
+    generator = torch.Generator().manual_seed(3)
+    head = torch.randint(12, (90,), generator=generator)
+    tail = torch.randint(12 if step == "active" else 40, (90,), generator=generator)
+    kinds = torch.arange(90) % 5
+    graph = RelGraph.from_edges(
+        torch.stack([head, tail]), kinds, num_rows=40, num_cols=40, num_relations=5
+    )
+    with torch.inference_mode():
+        hops = HopGraphs.of(graph, 7)
+    assert getattr(hops, step) is not None
+    assert not any(x.is_inference() for x in tree_leaves(hops) if isinstance(x, Tensor))
+    users, entities = (torch.randn(n, 8, generator=generator, requires_grad=True) for n in (9, 40))
+    pairs = torch.stack([torch.arange(30) % 9, torch.arange(30) % 7])
+    found = []
+    for kg in (hops, HopGraphs.of(graph, 7)):
+        torch.manual_seed(4)
+        out = AttnHGCN(8, 2, 9, 6)(users, entities, kg, None, pairs, None)
+        found.append(torch.autograd.grad(out[1].square()[:, 0].sum(), (users, entities)[1:]))
+    same(*found)
 
 
 def test_embeddings_that_a_model_keeps() -> None:

@@ -208,6 +208,11 @@ def load_atomic(
     else:
         unrated = links.index[~links.index.isin(rated)]
         catalogue = pd.Index(rated).append(unrated)
+        alone = int((~pd.Index(rated).isin(links.index)).sum())
+        if alone:
+            notes.append(
+                f"{alone} of {len(rated)} rated items have no entity in the knowledge graph"
+            )
     if not len(links.index.intersection(rated)):
         reason = (
             f"none of the {len(rated)} items of the .inter file is linked: "

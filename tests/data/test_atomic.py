@@ -30,13 +30,17 @@ def test_default_items(tiny: Path) -> None:
     assert data.valid.shape == data.test.shape == (2, 0)
     assert data.truth is None
     assert data.name == "tiny"
-    assert data.notes == ("1 repeated (user, item) pairs are left out",)
+    assert data.notes == (
+        "1 repeated (user, item) pairs are left out",
+        "2 of 3 rated items have no entity in the graph",
+    )
 
 
 def test_recbole_items(tiny: Path) -> None:
     data = load_atomic(tiny, recbole_items=True)
     assert (data.n_users, data.n_items, data.n_entities, data.n_relations) == (2, 1, 4, 3)
     assert data.item_tokens == ["i1"]
+    assert not any("have no entity" in note for note in data.notes)
     assert data.entity_tokens == ["e1", "e3", "e2", "e4"]
     assert data.edge_index.tolist() == [[0, 1, 2, 0], [2, 0, 3, 2]]
     assert data.train.tolist() == [[0, 1], [0, 0]]

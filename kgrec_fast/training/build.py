@@ -53,7 +53,7 @@ def resolve_device(name: str) -> torch.device:
         return cuda if usable else torch.device("cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros((), device=device).item()  # meta tensors hold no number
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

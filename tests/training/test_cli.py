@@ -137,6 +137,7 @@ MISTAKES = {
     "bad field": (["train", "DATA", "--set", "model.hops=3"], "model.hops: unknown field"),
     "no file": (["train", "DATA", "--config", "none.yaml"], "none.yaml: cannot be read"),
     "device": (["train", "DATA", "--device", "abacus"], "training.device: got 'abacus'"),
+    "no numbers": (["train", "DATA", "--device", "meta"], "training.device: got 'meta'"),
     "taken folder": (["train", "DATA", "--run-dir", "RUN"], "already holds a run"),
     "no run": (["train", "--resume", "DATA"], "no folder of a run"),
     "resume with more": (["train", "DATA", "--resume", "RUN", "--lr", "1"], "got DATASET, --lr"),

@@ -23,9 +23,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # a file of another kind can make an unpickler raise anything
-        reason = f"{type(error).__name__} {error}".strip().splitlines()[0]
-        raise ValueError(f"{path}: no checkpoint of tensors ({reason})") from None
+    except Exception:  # a file of another kind can make an unpickler raise anything
+        raise ValueError(f"{path}: no checkpoint of tensors, as torch.save writes it") from None
     tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
     if not tensors or "all_embed" not in state or state["all_embed"].dim() != 2:
         raise ValueError(f"{path}: expected a state dict of the paper's KGRec, with its all_embed")

@@ -210,9 +210,7 @@ def load_atomic(
         catalogue = pd.Index(rated).append(unrated)
         alone = int((~pd.Index(rated).isin(links.index)).sum())
         if alone:
-            notes.append(
-                f"{alone} of {len(rated)} rated items have no entity in the knowledge graph"
-            )
+            notes.append(f"{alone} of {len(rated)} rated items have no entity in the graph")
     if not len(links.index.intersection(rated)):
         reason = (
             f"none of the {len(rated)} items of the .inter file is linked: "

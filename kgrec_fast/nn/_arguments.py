@@ -4,17 +4,49 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from kgrec_fast._numbers import check_int
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
+from kgrec_fast.graph_build import check_edges
 from kgrec_fast.graph_cache import as_interaction_graph, as_rel_graph
 from kgrec_fast.nn.hops import HopGraphs
+from kgrec_fast.ops._common import (
+    FLOAT_TYPES,
+    accumulate_dtype,
+    check_dense,
+    is_autocast,
+    prepare_mask,
+)
 
 Mask = EdgeMask | Tensor | None
 
 
-def check_embedding(name: str, x: Tensor, width: int) -> None:
-    """Raises where ``x`` is not a tensor [n, width]."""
+def check_size(name: str, value: object, least: int = 1) -> int:
+    """``value`` as an int, where it is one and not too small."""
+    size = check_int(name, value)
+    if size < least:
+        raise ValueError(f"{name} is {size}, expected at least {least}")
+    return size
+
+
+def check_floating(name: str, x: object, like: Tensor | None = None) -> None:
+    """Raises where ``x`` is no dense floating tensor, or of a type that does not go with ``like``:
+    but for autocast that is its own, or that of its sums.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if x.dtype not in FLOAT_TYPES:
+        raise TypeError(f"{name} has dtype {x.dtype}, expected a floating type")
+    check_dense(name, x)
+    if like is None or x.dtype in (like.dtype, accumulate_dtype(like.dtype)) or is_autocast(x):
+        return
+    raise TypeError(f"{name} has dtype {x.dtype}, expected {like.dtype}")
+
+
+def check_embedding(name: str, x: Tensor, width: int, like: Tensor | None = None) -> None:
+    """Raises where ``x`` is no floating tensor [n, width], or not of the type of ``like``."""
+    check_floating(name, x)
+    if like is not None and x.dtype != like.dtype and not is_autocast(x):
+        raise TypeError(f"{name} has dtype {x.dtype}, expected {like.dtype}, as the layer")
     if x.dim() != 2 or x.shape[1] != width:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected [n, {width}]")
 
@@ -34,6 +66,11 @@ def resolve_hops(
         TypeError, ValueError: They are neither two tensors nor a graph of that size and None.
     """
     if not isinstance(edge_index, RelGraph | HopGraphs):
+        if not isinstance(edge_index, Tensor):
+            raise TypeError(
+                f"edge_index is a {type(edge_index).__name__}, expected a tensor of edges, a "
+                "RelGraph or a HopGraphs"
+            )
         if edge_type is None:
             raise ValueError("edge_type is None, expected the relation of each edge")
         return HopGraphs(
@@ -59,15 +96,18 @@ def resolve_graph(
     edge_type: Tensor | None,
     relations: int,
     edge_mask: Mask,
+    like: Tensor,
 ) -> tuple[RelGraph, EdgeMask | None]:
     """The graph of a layer that makes one hop over ``entity_emb`` [N, width], and its mask.
+
+    ``like`` is a parameter of the layer, in whose type the embeddings should be.
 
     Raises:
         TypeError, ValueError: As :func:`check_embedding` and :func:`resolve_hops`.
     """
-    check_embedding("entity_emb", entity_emb, width)
+    check_embedding("entity_emb", entity_emb, width, like)
     graph = resolve_hops(edge_index, edge_type, entity_emb.shape[0], relations).first
-    return graph, prepared_mask(graph, edge_mask)
+    return graph, prepare_mask(graph, edge_mask)
 
 
 def resolve_interactions(
@@ -95,9 +135,27 @@ def resolve_interactions(
     return inter_edge
 
 
-def prepared_mask(graph: RelGraph | InteractionGraph, mask: Mask) -> EdgeMask | None:
-    """The mask in a form that all uses share, so that it is brought to another order once."""
-    return graph.edge_mask(mask) if isinstance(mask, Tensor) else mask
+def resolve_weight(
+    inter: InteractionGraph, inter_edge_w: Tensor | None, x: Tensor
+) -> Tensor | None:
+    """The weights of interactions that are to be summed over, those given or the graph's own.
+
+    Raises:
+        TypeError, ValueError: They are no tensor [M] of a type that goes with ``x``.
+    """
+    if inter_edge_w is None:
+        return inter.weight
+    check_edge_values("inter_edge_w", inter_edge_w, inter, x)
+    return inter_edge_w
+
+
+def check_edge_values(
+    name: str, values: Tensor, graph: RelGraph | InteractionGraph, x: Tensor
+) -> None:
+    """Raises where ``values`` is no tensor [E] of a type that goes with ``x``."""
+    check_floating(name, values, x)
+    if values.shape != (graph.num_edges,):
+        raise ValueError(f"{name} has shape {list(values.shape)}, expected [{graph.num_edges}]")
 
 
 def narrowed_mask(

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, InteractionGraph
+from kgrec_fast.nn._arguments import check_floating
 from kgrec_fast.nn._edges import edge_softmax
 
 
 def user_softmax(item_attn: Tensor, inter: InteractionGraph, mask: EdgeMask | None) -> Tensor:
     """Softmax of ``item_attn`` over each user's interactions, times their number: [M]."""
+    check_floating("item_attn", item_attn)
     items = inter.num_cols
     if item_attn.dim() == 1 and item_attn.shape[0] < items:
         # A graph of raw edges has as many columns as there are nodes.

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import InteractionGraph, RelGraph
-from kgrec_fast.nn._arguments import Mask, prepared_mask
+from kgrec_fast.nn._arguments import Mask, resolve_weight
 from kgrec_fast.nn._item_attention import user_softmax
 from kgrec_fast.nn.edge_layer import EdgeLayer
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.nn.propagation import padded
+from kgrec_fast.ops._common import prepare_mask
 
 
 class AttnHGCN(EdgeLayer):
@@ -97,8 +98,8 @@ class AttnHGCN(EdgeLayer):
         """
         hops = self._hops(entity_emb, edge_index, edge_type)
         inter = self._interactions(user_emb, entity_emb, inter_edge, "entity_emb")
-        inter_mask = prepared_mask(inter, inter_mask)
-        weight = inter.weight if inter_edge_w is None else inter_edge_w
+        inter_mask = prepare_mask(inter, inter_mask, "inter_mask")
+        weight = resolve_weight(inter, inter_edge_w, entity_emb)
         if item_attn is not None:
             attention = user_softmax(item_attn, inter, inter_mask)
             weight = attention if weight is None else weight * attention
@@ -108,7 +109,7 @@ class AttnHGCN(EdgeLayer):
             hops,
             inter,
             weight,
-            edge_mask=prepared_mask(hops.first, edge_mask),
+            edge_mask=prepare_mask(hops.first, edge_mask),
             inter_mask=inter_mask,
             rng=self._rng(entity_emb, rng) if dropout else None,
         )
@@ -134,8 +135,8 @@ class AttnHGCN(EdgeLayer):
             Items [n_items, D].
         """
         inter = self._interactions(user_emb, item_emb, inter_edge, "item_emb")
-        inter_mask = prepared_mask(inter, inter_mask)
-        weight = inter.weight if inter_edge_w is None else inter_edge_w
+        inter_mask = prepare_mask(inter, inter_mask, "inter_mask")
+        weight = resolve_weight(inter, inter_edge_w, item_emb)
         return self.ui_messages(
             user_emb,
             item_emb,
@@ -164,7 +165,7 @@ class AttnHGCN(EdgeLayer):
             Entities [N, D].
         """
         hops = self._hops(entity_emb, edge_index, edge_type)
-        mask = prepared_mask(hops.first, edge_mask)
+        mask = prepare_mask(hops.first, edge_mask)
         return self.propagate_kg(entity_emb, hops, mask, self._rng(entity_emb, rng))
 
     # -- one hop ----------------------------------------------------------------------------------
@@ -187,8 +188,9 @@ class AttnHGCN(EdgeLayer):
         """
         graph = self._hops(entity_emb, edge_index, edge_type).first
         inter = self._interactions(user_emb, entity_emb, inter_edge, "entity_emb")
-        weight = inter.weight if inter_edge_w is None else inter_edge_w
-        entity_agg = self._attend(entity_emb, graph, prepared_mask(graph, edge_mask))
+        weight = resolve_weight(inter, inter_edge_w, entity_emb)
+        inter_mask = prepare_mask(inter, inter_mask, "inter_mask")
+        entity_agg = self._attend(entity_emb, graph, prepare_mask(graph, edge_mask))
         user_agg = ops.weighted_aggregate(entity_emb, weight, inter, edge_mask=inter_mask)
         return padded(entity_agg, entity_emb.shape[0]), user_agg
 
@@ -206,8 +208,8 @@ class AttnHGCN(EdgeLayer):
         Arguments as in :meth:`forward_ui`. Returns users [U, D], then items [n_items, D].
         """
         inter = self._interactions(user_emb, item_emb, inter_edge, "item_emb")
-        inter_mask = prepared_mask(inter, inter_mask)
-        weight = inter.weight if inter_edge_w is None else inter_edge_w
+        inter_mask = prepare_mask(inter, inter_mask, "inter_mask")
+        weight = resolve_weight(inter, inter_edge_w, item_emb)
         user_agg = ops.weighted_aggregate(item_emb, weight, inter, edge_mask=inter_mask)
         item_agg = ops.weighted_aggregate(
             user_emb, weight, inter, transpose=True, edge_mask=inter_mask

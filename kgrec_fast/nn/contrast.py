@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kgrec_fast._numbers import check_number
+from kgrec_fast.nn._arguments import check_embedding, check_floating, check_size
 from kgrec_fast.ops import contrast_loss, projection_head
 
 
@@ -60,8 +62,7 @@ class Contrast(nn.Module):
 
     def __init__(self, num_hidden: int, tau: float = 0.7) -> None:
         super().__init__()
-        if num_hidden < 1:
-            raise ValueError(f"num_hidden is {num_hidden}, expected at least 1")
+        num_hidden, tau = check_size("num_hidden", num_hidden), check_number("tau", tau)
         if not 0 < tau < math.inf:
             raise ValueError(f"tau is {tau}, expected a finite number above 0")
         self.num_hidden = num_hidden
@@ -95,6 +96,8 @@ class Contrast(nn.Module):
             ValueError: The shapes differ, or ``permutation`` is not of shape [n].
             RuntimeError: ``permutation`` is none (CPU).
         """
+        check_floating("z1", z1)
+        check_floating("z2", z2, z1)
         if z1.dim() != 2 or z1.shape != z2.shape:
             raise ValueError(
                 f"z1 and z2 have shapes {list(z1.shape)} and {list(z2.shape)}, "
@@ -103,10 +106,10 @@ class Contrast(nn.Module):
         rows = z1.shape[0]
         if permutation is None:
             permutation = torch.randperm(rows, device=z1.device)
-        elif permutation.shape != (rows,):
-            raise ValueError(f"permutation has shape {list(permutation.shape)}, expected [{rows}]")
         return contrast_loss(z1, z2, permutation, self.tau)
 
     def forward(self, z1: Tensor, z2: Tensor, permutation: Tensor | None = None) -> Tensor:
         """Mean loss (scalar) of the views ``z1`` and ``z2`` [n, D] after their MLPs."""
+        check_embedding("z1", z1, self.num_hidden)
+        check_embedding("z2", z2, self.num_hidden)
         return self.loss(self.mlp1(z1), self.mlp2(z2), permutation).mean()

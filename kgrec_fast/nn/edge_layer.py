@@ -14,6 +14,7 @@ from kgrec_fast.nn._arguments import Mask, check_embedding, resolve_hops, resolv
 from kgrec_fast.nn._streams import draw_rng
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.nn.propagation import Propagation
+from kgrec_fast.ops.random import check_rng
 
 
 class EdgeLayer(Propagation):
@@ -82,7 +83,7 @@ class EdgeLayer(Propagation):
             Scores and logits, [E] each in the caller's order of edges. A masked edge has the score
             0 and the logit -inf.
         """
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
+        check_embedding("entity_emb", entity_emb, self.embedding_size, self.relation)
         relation: Tensor | None = self.relation
         if edge_type is None and not isinstance(edge_index, RelGraph | HopGraphs):
             relation, nodes = None, entity_emb.shape[0]
@@ -98,7 +99,7 @@ class EdgeLayer(Propagation):
         """Seed and step of the dropout: int64 [2]; None where nothing is dropped."""
         if not self.training or self.mess_dropout_rate == 0:
             return None
-        return draw_rng(x.device) if rng is None else rng
+        return draw_rng(x.device) if rng is None else check_rng(rng, x.device)
 
     def _hops(
         self,
@@ -106,7 +107,7 @@ class EdgeLayer(Propagation):
         edge_index: Tensor | RelGraph | HopGraphs,
         edge_type: Tensor | None,
     ) -> HopGraphs:
-        check_embedding("entity_emb", entity_emb, self.embedding_size)
+        check_embedding("entity_emb", entity_emb, self.embedding_size, self.relation)
         nodes, relations = entity_emb.shape[0], self.n_relations - 1
         return resolve_hops(edge_index, edge_type, nodes, relations, self.first_relation)
 

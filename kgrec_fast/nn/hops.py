@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph, register_pytree
+from kgrec_fast.ops._common import check_count, check_graph
 
 # A graph of its own for the later hops pays where they lose at least this share of the edges.
 MIN_SAVING = 0.2
@@ -50,6 +51,9 @@ class HopGraphs:
             graph: A rows and N columns.
             first_rows: How many rows ``leading`` is to have, at most A; None for no such graph.
         """
+        check_graph(graph, RelGraph)
+        if first_rows is not None:
+            first_rows = check_count("first_rows", first_rows)
         rows = graph.rowptr.diff() > 0
         has_edges = torch.zeros(graph.num_cols, dtype=torch.bool, device=graph.device)
         count = min(graph.num_rows, graph.num_cols)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph
-from kgrec_fast.nn._arguments import Mask, resolve_graph
+from kgrec_fast.nn._arguments import Mask, check_edge_values, check_size, resolve_graph
 from kgrec_fast.nn._edges import attended_reference, edge_softmax
 from kgrec_fast.nn.propagation import padded
 from kgrec_fast.ops._common import kept_edges
@@ -49,17 +49,11 @@ class KGATAttention(nn.Module):
 
     def __init__(self, embedding_size: int, relation_size: int, n_relations: int) -> None:
         super().__init__()
-        for name, value in (
-            ("embedding_size", embedding_size),
-            ("relation_size", relation_size),
-            ("n_relations", n_relations),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        self.embedding_size, self.relation_size = embedding_size, relation_size
-        self.n_relations = n_relations
-        self.relation_embedding = nn.Embedding(n_relations, relation_size)
-        self.trans_w = nn.Embedding(n_relations, embedding_size * relation_size)
+        self.embedding_size = check_size("embedding_size", embedding_size)
+        self.relation_size = check_size("relation_size", relation_size)
+        self.n_relations = check_size("n_relations", n_relations)
+        self.relation_embedding = nn.Embedding(self.n_relations, self.relation_size)
+        self.trans_w = nn.Embedding(self.n_relations, self.embedding_size * self.relation_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -96,12 +90,11 @@ class KGATAttention(nn.Module):
         Raises:
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
-        graph, mask = resolve_graph(
-            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
-        )
+        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
         if attention is None:
             order, weight = "row", self._weights(entity_emb, graph, mask)
         else:
+            check_edge_values("attention", attention, graph, entity_emb)
             order, weight = "caller", attention
         agg = ops.weighted_aggregate(entity_emb, weight, graph, edge_mask=mask, edge_order=order)
         return padded(agg, entity_emb.shape[0])
@@ -118,11 +111,11 @@ class KGATAttention(nn.Module):
 
         Arguments as in :meth:`forward`.
         """
-        graph, mask = resolve_graph(
-            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
-        )
+        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
         weight = self._weights(entity_emb, graph, mask)
-        return graph.to_caller_order(weight if mask is None else weight * mask.row)
+        if mask is not None:  # not a product: NaN would spread
+            weight = weight.masked_fill(~mask.row, 0)
+        return graph.to_caller_order(weight)
 
     def reference(
         self,
@@ -133,9 +126,7 @@ class KGATAttention(nn.Module):
         edge_mask: Mask = None,
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with a projection of both ends of every edge."""
-        graph, mask = resolve_graph(
-            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
-        )
+        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
         _, head, tail, rel = kept_edges(graph, mask)
         size = (self.embedding_size, self.relation_size)
         projection = self.trans_w(rel).unflatten(1, size)  # [E, D, K]
@@ -145,6 +136,23 @@ class KGATAttention(nn.Module):
         score = of_tail * torch.tanh(of_head + self.relation_embedding(rel))
         score = score.sum(1, keepdim=True)
         return attended_reference(entity_emb, score, head, tail, entity_emb.shape[0])
+
+    def _resolve(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor | RelGraph,
+        edge_type: Tensor | None,
+        edge_mask: Mask,
+    ) -> tuple[RelGraph, EdgeMask | None]:
+        return resolve_graph(
+            entity_emb,
+            self.embedding_size,
+            edge_index,
+            edge_type,
+            self.n_relations,
+            edge_mask,
+            self.trans_w.weight,
+        )
 
     def _weights(self, x: Tensor, graph: RelGraph, mask: EdgeMask | None) -> Tensor:
         """Attention [E] in row order; masked edges have no number to use."""

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgrec_fast import ops
+from kgrec_fast._numbers import check_number
 from kgrec_fast.graph import EdgeMask, RelGraph
-from kgrec_fast.nn._arguments import Mask, check_embedding, resolve_graph
+from kgrec_fast.nn._arguments import Mask, check_embedding, check_size, resolve_graph
 from kgrec_fast.nn._edges import attended, attended_reference, edge_softmax, gather
 from kgrec_fast.nn.propagation import padded
 from kgrec_fast.ops._common import accumulate_dtype, kept_edges
@@ -40,10 +41,9 @@ class KGCLAggregation(nn.Module):
 
     def __init__(self, embedding_size: int, negative_slope: float = 0.2) -> None:
         super().__init__()
-        if embedding_size < 1:
-            raise ValueError(f"embedding_size is {embedding_size}, expected at least 1")
-        self.embedding_size, self.negative_slope = embedding_size, negative_slope
-        self.fc = nn.Linear(2 * embedding_size, embedding_size)
+        self.embedding_size = check_size("embedding_size", embedding_size)
+        self.negative_slope = check_number("negative_slope", negative_slope)
+        self.fc = nn.Linear(2 * self.embedding_size, self.embedding_size)
 
     def extra_repr(self) -> str:
         return f"{self.embedding_size}, negative_slope={self.negative_slope}"
@@ -107,7 +107,7 @@ class KGCLAggregation(nn.Module):
         edge_type: Tensor | None,
         edge_mask: Mask,
     ) -> tuple[RelGraph, EdgeMask | None]:
-        check_embedding("relation_emb", relation_emb, self.embedding_size)
+        check_embedding("relation_emb", relation_emb, self.embedding_size, self.fc.weight)
         return resolve_graph(
             entity_emb,
             self.embedding_size,
@@ -115,6 +115,7 @@ class KGCLAggregation(nn.Module):
             edge_type,
             relation_emb.shape[0],
             edge_mask,
+            self.fc.weight,
         )
 
 

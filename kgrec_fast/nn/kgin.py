@@ -10,12 +10,13 @@ from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.nn._arguments import (
     Mask,
     check_embedding,
-    prepared_mask,
+    check_size,
     resolve_hops,
     resolve_interactions,
+    resolve_weight,
 )
 from kgrec_fast.nn.propagation import padded
-from kgrec_fast.ops._common import kept_edges
+from kgrec_fast.ops._common import kept_edges, prepare_mask
 
 
 class KGINAggregation(nn.Module):
@@ -45,17 +46,11 @@ class KGINAggregation(nn.Module):
 
     def __init__(self, embedding_size: int, n_factors: int, n_relations: int) -> None:
         super().__init__()
-        for name, value, least in (
-            ("embedding_size", embedding_size, 1),
-            ("n_factors", n_factors, 1),
-            ("n_relations", n_relations, 2),
-        ):
-            if value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
-        self.embedding_size, self.n_factors = embedding_size, n_factors
-        self.n_relations = n_relations
-        self.weight = nn.Parameter(torch.empty(n_relations - 1, embedding_size))
-        self.disen_weight_att = nn.Parameter(torch.empty(n_factors, n_relations - 1))
+        self.embedding_size = check_size("embedding_size", embedding_size)
+        self.n_factors = check_size("n_factors", n_factors)
+        self.n_relations = check_size("n_relations", n_relations, least=2)
+        self.weight = nn.Parameter(torch.empty(self.n_relations - 1, self.embedding_size))
+        self.disen_weight_att = nn.Parameter(torch.empty(self.n_factors, self.n_relations - 1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -98,8 +93,9 @@ class KGINAggregation(nn.Module):
             user_emb, entity_emb, latent_emb, edge_index, edge_type, inter_edge, inter_edge_w
         )
         entity_agg = ops.relation_mean(
-            entity_emb, self.weight, graph, prepared_mask(graph, edge_mask)
+            entity_emb, self.weight, graph, prepare_mask(graph, edge_mask)
         )
+        inter_mask = prepare_mask(inter, inter_mask, "inter_mask")
         user_agg = ops.weighted_aggregate(entity_emb, weight, inter, edge_mask=inter_mask)
         return padded(entity_agg, entity_emb.shape[0]), self._intents(
             user_emb, latent_emb, user_agg
@@ -122,13 +118,13 @@ class KGINAggregation(nn.Module):
         graph, inter, weight = self._resolve(
             user_emb, entity_emb, latent_emb, edge_index, edge_type, inter_edge, inter_edge_w
         )
-        _, head, tail, rel = kept_edges(graph, prepared_mask(graph, edge_mask))
+        _, head, tail, rel = kept_edges(graph, prepare_mask(graph, edge_mask))
         nodes = entity_emb.shape[0]
         total = entity_emb.new_zeros(nodes, self.embedding_size)
         total = total.index_add(0, head, entity_emb[tail] * self.weight[rel])
         count = torch.bincount(head, minlength=nodes).clamp(min=1)
 
-        kept, user, item, _ = kept_edges(inter, prepared_mask(inter, inter_mask))
+        kept, user, item, _ = kept_edges(inter, prepare_mask(inter, inter_mask, "inter_mask"))
         message = entity_emb[item]
         if weight is not None:
             message = message * weight[inter.perm[kept].long()].unsqueeze(1)
@@ -154,9 +150,12 @@ class KGINAggregation(nn.Module):
         inter_edge_w: Tensor | None,
     ) -> tuple[RelGraph, InteractionGraph, Tensor | None]:
         """The graphs and the weights of the interactions."""
-        for name, x in (("user_emb", user_emb), ("entity_emb", entity_emb)):
-            check_embedding(name, x, self.embedding_size)
-        check_embedding("latent_emb", latent_emb, self.embedding_size)
+        for name, x in (
+            ("user_emb", user_emb),
+            ("entity_emb", entity_emb),
+            ("latent_emb", latent_emb),
+        ):
+            check_embedding(name, x, self.embedding_size, self.weight)
         if latent_emb.shape[0] != self.n_factors:
             raise ValueError(
                 f"latent_emb has {latent_emb.shape[0]} rows, expected {self.n_factors}, one for "
@@ -165,4 +164,4 @@ class KGINAggregation(nn.Module):
         nodes = entity_emb.shape[0]
         graph = resolve_hops(edge_index, edge_type, nodes, self.n_relations - 1).first
         inter = resolve_interactions(inter_edge, user_emb.shape[0], nodes, exact=False)
-        return graph, inter, inter.weight if inter_edge_w is None else inter_edge_w
+        return graph, inter, resolve_weight(inter, inter_edge_w, entity_emb)

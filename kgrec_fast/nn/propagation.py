@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgrec_fast import ops
+from kgrec_fast._numbers import check_int, check_number
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
-from kgrec_fast.nn._arguments import narrowed_mask
+from kgrec_fast.nn._arguments import check_size, narrowed_mask
 from kgrec_fast.nn._row_graphs import (
     interactions_of,
     pays,
@@ -42,20 +43,23 @@ class Propagation(nn.Module):
     ) -> None:
         super().__init__()
         self.n_heads = 2
+        embedding_size = check_int("embedding_size", embedding_size)
         if embedding_size < 1 or embedding_size % self.n_heads:
             raise ValueError(
                 f"embedding_size is {embedding_size}, expected a positive multiple of "
                 f"{self.n_heads} (the number of attention heads)"
             )
+        n_hops = check_int("n_hops", n_hops)
         if not 0 <= n_hops <= MAX_HOPS:
             raise ValueError(f"n_hops is {n_hops}, expected it in [0, {MAX_HOPS}]")
-        if n_users < 1:
-            raise ValueError(f"n_users is {n_users}, expected at least 1")
+        n_users = check_size("n_users", n_users)
+        n_relations = check_int("n_relations", n_relations)
         if n_relations < 2:
             raise ValueError(
                 f"n_relations is {n_relations}, expected at least 2: "
                 "the interaction and one relation of the knowledge graph"
             )
+        mess_dropout_rate = check_number("mess_dropout_rate", mess_dropout_rate)
         if not 0 <= mess_dropout_rate < 1:
             raise ValueError(f"mess_dropout_rate is {mess_dropout_rate}, expected it in [0, 1)")
         self.embedding_size = embedding_size

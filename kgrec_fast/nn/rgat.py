@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kgrec_fast.graph import RelGraph
-from kgrec_fast.nn._arguments import Mask, resolve_graph
+from kgrec_fast._numbers import check_number
+from kgrec_fast.graph import EdgeMask, RelGraph
+from kgrec_fast.nn._arguments import Mask, check_size, resolve_graph
 from kgrec_fast.nn._edges import attended, attended_reference, edge_softmax, gather
 from kgrec_fast.nn.propagation import padded
-from kgrec_fast.ops._common import kept_edges
+from kgrec_fast.ops._common import check_heads, kept_edges
 
 
 class RGATAttention(nn.Module):
@@ -46,14 +47,15 @@ class RGATAttention(nn.Module):
         self, embedding_size: int, num_heads: int, n_relations: int, negative_slope: float = 0.2
     ) -> None:
         super().__init__()
-        if embedding_size < 1:
-            raise ValueError(f"embedding_size is {embedding_size}, expected at least 1")
-        if num_heads < 1 or embedding_size % num_heads:
-            raise ValueError(f"num_heads is {num_heads}, expected a divisor of {embedding_size}")
-        if n_relations < 1:
-            raise ValueError(f"n_relations is {n_relations}, expected at least 1")
-        self.embedding_size, self.num_heads = embedding_size, num_heads
-        self.n_relations, self.negative_slope = n_relations, negative_slope
+        embedding_size = check_size("embedding_size", embedding_size)
+        num_heads = check_heads(num_heads, embedding_size)
+        n_relations = check_size("n_relations", n_relations)
+        self.embedding_size, self.num_heads, self.n_relations = (
+            embedding_size,
+            num_heads,
+            n_relations,
+        )
+        self.negative_slope = check_number("negative_slope", negative_slope)
         width = embedding_size // num_heads
         self.W = nn.Parameter(torch.empty(embedding_size, embedding_size))
         self.relation_embedding = nn.Embedding(n_relations, embedding_size)
@@ -93,9 +95,7 @@ class RGATAttention(nn.Module):
         Raises:
             TypeError, ValueError: An argument is not what is expected; the message names it.
         """
-        graph, mask = resolve_graph(
-            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
-        )
+        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
         z = entity_emb @ self.W
         of_head, of_tail, of_relation = self._parts(z)
         score = gather(of_head, graph.head.long()) + gather(of_tail, graph.col.long())
@@ -112,9 +112,7 @@ class RGATAttention(nn.Module):
         edge_mask: Mask = None,
     ) -> Tensor:
         """:meth:`forward` in plain PyTorch, with rows for every edge."""
-        graph, mask = resolve_graph(
-            entity_emb, self.embedding_size, edge_index, edge_type, self.n_relations, edge_mask
-        )
+        graph, mask = self._resolve(entity_emb, edge_index, edge_type, edge_mask)
         _, head, tail, rel = kept_edges(graph, mask)
         z = entity_emb @ self.W
         rows = torch.cat([z[head], z[tail], self.relation_embedding(rel)], 1)  # [E, 3 D]
@@ -122,6 +120,23 @@ class RGATAttention(nn.Module):
         score = (rows.unflatten(1, a.shape) * a).sum((1, 3))
         score = F.leaky_relu(score, self.negative_slope)
         return attended_reference(z, score, head, tail, entity_emb.shape[0])
+
+    def _resolve(
+        self,
+        entity_emb: Tensor,
+        edge_index: Tensor | RelGraph,
+        edge_type: Tensor | None,
+        edge_mask: Mask,
+    ) -> tuple[RelGraph, EdgeMask | None]:
+        return resolve_graph(
+            entity_emb,
+            self.embedding_size,
+            edge_index,
+            edge_type,
+            self.n_relations,
+            edge_mask,
+            self.W,
+        )
 
     def _parts(self, z: Tensor) -> list[Tensor]:
         """The three parts of a score, [N, H], [N, H] and [R, H]."""

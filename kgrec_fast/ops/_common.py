@@ -53,16 +53,21 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def is_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for the device of `x`."""
+    # torch knows no autocast of meta tensors, and does not like to be asked.
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def autocast(*operands: Tensor | None, widen: bool = False) -> tuple[Tensor | None, ...]:
     """Casts floating tensors to autocast's dtype where it is on; leaves the rest to checks.
 
     With `widen`, for losses, half types to float32 instead, as torch casts those of its own.
     """
     tensors = [x for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
-    device_type = tensors[0].device.type if tensors else None
-    # torch knows no autocast of meta tensors: to ask for it is an error.
-    if device_type in (None, "meta") or not torch.is_autocast_enabled(device_type):
+    if not tensors or not is_autocast(tensors[0]):
         return operands
+    device_type = tensors[0].device.type
     dtype = torch.float32 if widen else torch.get_autocast_dtype(device_type)
 
     def cast(x: Tensor | None) -> Tensor | None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import NODES, RELATIONS, USERS, WIDTH, Toy
 from torch import Tensor
 
 from kgrec_fast.nn import (
@@ -23,6 +22,7 @@ from kgrec_fast.nn import (
     RGATAttention,
 )
 
+USERS, NODES, RELATIONS, WIDTH = 7, 40, 5, 8  # those of `toy`
 SIZES: dict[type, dict[str, Any]] = {
     AttnHGCN: {"embedding_size": WIDTH, "n_hops": 2, "n_users": USERS, "n_relations": RELATIONS}
     | {"mess_dropout_rate": 0.25},
@@ -74,7 +74,7 @@ each_method = pytest.mark.parametrize(
 )
 
 
-def prepared(toy: Toy, kind: type, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+def prepared(toy: Any, kind: type, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """A method, and arguments that are right."""
     known: dict[str, Any] = {
         "user_emb": toy.users,
@@ -133,7 +133,7 @@ def test_numpy_sizes(kind: type) -> None:
 
 @pytest.mark.parametrize("value", KINDS)
 @each_method
-def test_arguments_of_all_kinds(toy: Toy, kind: type, name: str, value: str) -> None:
+def test_arguments_of_all_kinds(toy: Any, kind: type, name: str, value: str) -> None:
     method, arguments = prepared(toy, kind, name)
     method(**arguments)
     for argument in arguments:
@@ -144,7 +144,7 @@ def test_arguments_of_all_kinds(toy: Toy, kind: type, name: str, value: str) -> 
 
 @pytest.mark.parametrize("other", OTHERS)
 @each_method
-def test_tensors_of_all_kinds(toy: Toy, kind: type, name: str, other: str) -> None:
+def test_tensors_of_all_kinds(toy: Any, kind: type, name: str, other: str) -> None:
     method, arguments = prepared(toy, kind, name)
     for argument, value in arguments.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -156,13 +156,13 @@ def test_tensors_of_all_kinds(toy: Toy, kind: type, name: str, other: str) -> No
 
 
 @pytest.mark.parametrize("kind", [KGATAttention, KGCLAggregation, KGINAggregation, RGATAttention])
-def test_embeddings_of_another_type_than_the_layer(toy: Toy, kind: type) -> None:
+def test_embeddings_of_another_type_than_the_layer(toy: Any, kind: type) -> None:
     method, arguments = prepared(toy, kind, "forward")
     with pytest.raises(TypeError, match=r"entity_emb has dtype torch\.float32, expected torch\.fl"):
         method(**{**arguments, "entity_emb": toy.entities.float()})
 
 
-def test_attention_of_masked_edges_is_zero_beside_nan(toy: Toy) -> None:
+def test_attention_of_masked_edges_is_zero_beside_nan(toy: Any) -> None:
     method, arguments = prepared(toy, KGATAttention, "attention")
     toy.entities[4] = torch.nan
     weight = method(**arguments)

@@ -106,7 +106,8 @@ def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) ->
 
 
 def check_dense(name: str, x: Tensor) -> None:
-    if x.layout != torch.strided or x.is_nested:
+    # torch.compile does not let layouts be asked for in a backward pass.
+    if not torch.compiler.is_compiling() and (x.layout != torch.strided or x.is_nested):
         layout = "that of nested tensors" if x.is_nested else x.layout
         raise TypeError(f"{name} has layout {layout}, expected torch.strided, a dense tensor")
 

@@ -383,7 +383,11 @@ X = torch.zeros(4, 8)
         (lambda: KGINAggregation(8, 3, 1), ValueError, "n_relations is 1, expected at least 2"),
         (lambda: KGCLAggregation(0), ValueError, "embedding_size is 0"),
         (lambda: KGATAttention(8, 0, 3), ValueError, "relation_size is 0, expected at least 1"),
-        (lambda: RGATAttention(8, 3, 5), ValueError, "num_heads is 3, expected a divisor of 8"),
+        (
+            lambda: RGATAttention(8, 3, 5),
+            ValueError,
+            "num_heads is 3, expected a divisor of the width 8",
+        ),
         (lambda: RGATAttention(8, 2, 0), ValueError, "n_relations is 0"),
         (
             lambda: RGATAttention(8, 2, 4)(X, GRAPH),
@@ -404,7 +408,7 @@ X = torch.zeros(4, 8)
         (
             lambda: KGATAttention(8, 2, 5)(X, GRAPH, attention=torch.ones(3)),
             ValueError,
-            r"weight has shape \[3\], expected \[2\]",
+            r"attention has shape \[3\], expected \[2\]",
         ),
         (
             lambda: KGINAggregation(8, 3, 6)(X, X, X, GRAPH, None, GRAPH.edge_index, None),

@@ -47,6 +47,9 @@ G = TypeVar("G", bound="_Graph")
 class EdgeMask:
     """A subset of a graph's edges, made by `graph.edge_mask`; both orders, the second made once.
 
+    It belongs to the graph that made it: one of another graph with as many edges cannot be told
+    apart, and would be read in the wrong order.
+
     Attributes:
         row: bool [E] in row order, True where the edge is kept.
         graph: whose edges.
@@ -175,7 +178,8 @@ class _Graph:
 
         Args:
             mask: bool [E] on the graph's device, True where an edge is kept.
-            order: "caller" for the order the graph was built from, or "row" for row order.
+            order: "caller" for the order the graph was built from, or "row" for row order, in which
+                a contiguous mask is taken as it is: it shares the memory.
 
         Raises:
             TypeError: `mask` is no bool tensor.

@@ -386,7 +386,7 @@ X = torch.zeros(4, 8)
         (
             lambda: RGATAttention(8, 3, 5),
             ValueError,
-            "num_heads is 3, expected a divisor of the width 8",
+            "num_heads is 3, expected a divisor of the width",
         ),
         (lambda: RGATAttention(8, 2, 0), ValueError, "n_relations is 0"),
         (

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from kgrec_fast._numbers import check_int
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
-from kgrec_fast.graph_build import check_edges
 from kgrec_fast.graph_cache import as_interaction_graph, as_rel_graph
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import (

@@ -55,7 +55,7 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def is_autocast(x: Tensor) -> bool:
     """Whether autocast is on for the device of `x`."""
-    # torch knows no autocast of meta tensors, and does not like to be asked.
+    # torch knows no autocast of meta tensors: to ask for it is an error.
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
@@ -152,7 +152,7 @@ def prepare_mask(
         return None
     if not isinstance(mask, EdgeMask):
         graph.check_mask(name, mask)
-        return graph.edge_mask(mask)
+        return EdgeMask(graph.to_row_order(mask), graph)
     if mask.row.shape != (graph.num_edges,) or mask.row.device != graph.device:
         raise ValueError(
             f"{name} covers {mask.row.numel()} edges on {mask.row.device}, "

@@ -59,7 +59,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
   m.def(
       "row_subgraph(Tensor[] graph, Tensor? row_mask, Tensor ids, bool own_nodes, int num_cols, "
       "int num_relations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   m.def("segment_sum(Tensor src, Tensor ptr) -> Tensor");
   m.def("segment_mean(Tensor src, Tensor ptr) -> Tensor");

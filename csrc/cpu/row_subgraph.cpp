@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -9,6 +10,13 @@ namespace kgrec::cpu {
 namespace {
 
 constexpr int64_t kRowGrain = 64;  // rows that are worth a thread
+
+// How the work is cut: kept equal to kgrec_fast/graph_build.py by a test.
+constexpr int64_t kMaxWholeRow = 2048;
+constexpr int64_t kEdgeCost = 4;
+constexpr int64_t kPartCost = 4 * 8192;
+constexpr int64_t kMaxParts = 256;
+constexpr int64_t kPartMultiple = 8;
 
 // A stable order of the edges by their keys, which are below `size`: of those in `edges`, or all of
 // them in their order. Writes where the edges of each key begin, and the end.
@@ -76,10 +84,78 @@ Tensor number_tails(const Tensor& ids, int64_t num_cols, int32_t* tail, int64_t 
   return out;
 }
 
-// Row order: rowptr, head, tail, relation, position in the graph. Column order: colptr, head,
-// relation, position in the subgraph. Then the nodes, if it has nodes of its own. What is read of
-// the graph is read on all threads; these are the edges of a batch, and the rest is on one.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+// Cuts the rows (columns) of an order and its edges into parts of like cost: (row, edge) of each
+// boundary.
+Tensor cut(const Tensor& pointers) {
+  const int64_t num_rows = pointers.numel() - 1;
+  const int64_t* ptr = pointers.const_data_ptr<int64_t>();
+  const int64_t cost = num_rows + kEdgeCost * ptr[num_rows];
+  int64_t parts = std::min(cost / kPartCost, kMaxParts);
+  parts = parts <= 1 ? 1 : (parts + kPartMultiple - 1) / kPartMultiple * kPartMultiple;
+  Tensor part = make(pointers, {2, parts + 1}, ScalarType::Long);
+  int64_t* rows = part.mutable_data_ptr<int64_t>();
+  int64_t* edges = rows + parts + 1;
+  for (int64_t p = 0; p <= parts; ++p) {
+    const int64_t target = p * cost / parts;
+    int64_t row = 0, end = num_rows + 1;  // the last row before which there is no more than that
+    while (row + 1 < end) {
+      const int64_t middle = row + (end - row) / 2;
+      (kEdgeCost * ptr[middle] + middle <= target ? row : end) = middle;
+    }
+    const int64_t length = ptr[std::min(row + 1, num_rows)] - ptr[row];
+    const int64_t inside = (target - kEdgeCost * ptr[row] - row) / kEdgeCost;
+    rows[p] = row;
+    edges[p] = ptr[row] + (length > kMaxWholeRow ? std::min(inside, length) : 0);
+  }
+  return part;
+}
+
+struct Slots {
+  Tensor of_edge, ptr, list;
+};
+
+// A slot for each pair of a part and a relation that occurs: that of every edge, and those of each
+// relation in the order of the parts.
+Slots make_slots(const Tensor& part, const Tensor& relation, int64_t num_relations) {
+  const int64_t parts = part.size(1) - 1;
+  const int64_t* first = part.const_data_ptr<int64_t>() + parts + 1;  // edge of each part
+  const int32_t* rel = relation.const_data_ptr<int32_t>();
+  Tensor of_edge = make(relation, {relation.numel()}, ScalarType::Int);
+  int32_t* slot = of_edge.mutable_data_ptr<int32_t>();
+  std::vector<int32_t> relations;  // of the slots
+  std::vector<int32_t> number(num_relations);
+  for (int64_t p = 0; p < parts && relation.numel() > 0; ++p) {
+    std::fill(number.begin(), number.end(), -1);
+    for (int64_t e = first[p]; e < first[p + 1]; ++e) {
+      number[rel[e]] = 0;
+    }
+    for (int64_t r = 0; r < num_relations; ++r) {
+      if (number[r] == 0) {
+        number[r] = int32_t(relations.size());
+        relations.push_back(int32_t(r));
+      }
+    }
+    for (int64_t e = first[p]; e < first[p + 1]; ++e) {
+      slot[e] = number[rel[e]];
+    }
+  }
+  const int64_t count = int64_t(relations.size());
+  Tensor ptr = make(relation, {num_relations + 1}, ScalarType::Long);
+  Tensor list = make(relation, {count}, ScalarType::Int);
+  sort_by(
+      nullptr, count, relations.data(), num_relations, ptr.mutable_data_ptr<int64_t>(),
+      list.mutable_data_ptr<int32_t>());
+  return {of_edge, ptr, list};
+}
+
+// Row order: rowptr, head, tail, relation, position in the graph, perm (from 0 on: the caller's
+// order is row order), parts, slots, pointers and list of these by relation. Column order: colptr,
+// head, relation, position in the subgraph, parts. Then the nodes, if it has nodes of its own. What
+// is read of the graph is read on all threads; these are the edges of a batch, and the rest is on
+// one.
+std::tuple<
+    Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
+    Tensor, Tensor, Tensor, Tensor>
 row_subgraph(
     const Graph& graph, const std::optional<Tensor>& row_mask, const Tensor& ids, bool own_nodes,
     int64_t num_cols, int64_t num_relations) {
@@ -112,7 +188,8 @@ row_subgraph(
   const auto make_numbers = [&](int64_t size) { return make(ids, {size}, ScalarType::Int); };
   const Tensor head = make_numbers(edges), tail = make_numbers(edges),
                position = make_numbers(edges);
-  const Tensor relation = make_numbers(edges_with_relation);
+  const Tensor relation = make_numbers(edges_with_relation), perm = make_numbers(edges);
+  std::iota(perm.mutable_data_ptr<int32_t>(), perm.mutable_data_ptr<int32_t>() + edges, 0);
   int32_t* heads = head.mutable_data_ptr<int32_t>();
   int32_t* tails = tail.mutable_data_ptr<int32_t>();
   int32_t* positions = position.mutable_data_ptr<int32_t>();
@@ -153,7 +230,10 @@ row_subgraph(
       col_relations[e] = relations[order[e]];
     }
   }
-  return {rowptr, head, tail, relation, position, colptr, col_row, col_rel, col_pos, nodes};
+  const Tensor part = cut(rowptr);
+  const Slots slots = make_slots(part, relation, num_relations);
+  return {rowptr,    head,       tail,   relation, position, perm,    part,        slots.of_edge,
+          slots.ptr, slots.list, colptr, col_row,  col_rel,  col_pos, cut(colptr), nodes};
 }
 
 }  // namespace

@@ -20,6 +20,12 @@ from kgrec_fast.ops import _common
 
 G = TypeVar("G", RelGraph, InteractionGraph)
 
+# Results of the op, by the fields of a graph, the positions of its edges and its nodes.
+_RESULTS = (
+    *("rowptr", "head", "col", "rel", "position", "perm", "part", "slot", "slot_ptr", "slot_perm"),
+    *("colptr", "col_row", "col_rel", "col_pos", "col_part", "nodes"),
+)
+
 
 def row_subgraph(
     graph: G,
@@ -56,7 +62,7 @@ def row_subgraph(
         graph.tensors(columns=False), row_mask, ids.contiguous(), own_nodes, graph.num_cols,
         graph.num_relations,
     )  # fmt: skip
-    return _made(graph, own_nodes, *made)
+    return _made(graph, *made)
 
 
 def row_subgraph_reference(
@@ -82,20 +88,17 @@ def row_subgraph_reference(
         tail, cols = tail + ids.numel(), nodes.numel()
     rel = graph.rel[position] if graph.rel.numel() else graph.rel
     order = sort_by(tail, rel if rel.numel() else None, graph.num_relations)
-    return _made(
-        graph,
-        own_nodes,
-        pointers(head, ids.numel()),
-        head.int(),
-        tail.int(),
-        rel,
-        position.int(),
-        pointers(tail, cols),
-        head[order].int(),
-        rel[order] if rel.numel() else rel,
-        order.int(),
-        nodes,
-    )
+    rowptr, colptr = pointers(head, ids.numel()), pointers(tail, cols)
+    part = partition(rowptr)
+    none = rel.new_empty(0)
+    slots = none, rowptr.new_zeros(1), none
+    if graph.num_relations:
+        slots = relation_slots(part, rel, graph.num_relations)
+    perm = torch.arange(head.numel(), dtype=torch.int32, device=ids.device)
+    rows = rowptr, head.int(), tail.int(), rel, position.int(), perm, part, *slots
+    col_rel = rel[order] if rel.numel() else rel
+    columns = colptr, head[order].int(), col_rel, order.int(), partition(colptr)
+    return _made(graph, *rows, *columns, nodes)
 
 
 def _checked(graph: object, ids: Tensor, edge_mask: EdgeMask | Tensor | None) -> EdgeMask | None:
@@ -109,34 +112,15 @@ def _checked(graph: object, ids: Tensor, edge_mask: EdgeMask | Tensor | None) ->
     return _common.prepare_mask(graph, edge_mask)
 
 
-def _made(graph: G, own_nodes: bool, *tensors: Tensor) -> tuple[G, Tensor, Tensor]:
+def _made(graph: G, *tensors: Tensor) -> tuple[G, Tensor, Tensor]:
     """The subgraph from the results of the op, in their order."""
-    rowptr, head, col, rel, position, colptr, col_row, col_rel, col_pos, nodes = tensors
-    part, empty = partition(rowptr), head.new_empty(0)
-    slots = (empty, rowptr.new_zeros(1), empty)
-    if graph.num_relations:
-        slots = relation_slots(part, rel, graph.num_relations)
-    made: dict[str, Any] = {
-        "rowptr": rowptr,
-        "head": head,
-        "col": col,
-        "rel": rel,
-        "perm": torch.arange(head.numel(), dtype=torch.int32, device=head.device),
-        "part": part,
-        "slot": slots[0],
-        "slot_ptr": slots[1],
-        "slot_perm": slots[2],
-        "colptr": colptr,
-        "col_row": col_row,
-        "col_rel": col_rel,
-        "col_pos": col_pos,
-        "col_part": partition(colptr),
-        "num_rows": rowptr.numel() - 1,
-        "num_cols": colptr.numel() - 1,
-        "num_relations": graph.num_relations,
-    }
+    made: dict[str, Any] = dict(zip(_RESULTS, tensors, strict=True))
+    position, nodes = made.pop("position"), made.pop("nodes")
+    for size, pointers in (("num_rows", "rowptr"), ("num_cols", "colptr")):
+        made[size] = made[pointers].numel() - 1
     if isinstance(graph, RelGraph):
         made["relation_counts"] = None  # when asked for
     else:
         made["weight"] = None
-    return type(graph)(**made)._plan_on_cuda(), position, nodes
+    subgraph = type(graph)(**made, num_relations=graph.num_relations)
+    return subgraph._plan_on_cuda(), position, nodes

@@ -10,6 +10,7 @@ from graph_helpers import CASES, assert_consistent, operands, random_mask
 from torch import Tensor
 
 from kgrec_fast import InteractionGraph, RelGraph, ops
+from kgrec_fast.graph_build import partition, relation_slots
 
 WITH_ROWS = [name for name, case in CASES.items() if case.num_rows > 0]
 
@@ -144,6 +145,31 @@ def test_rows_around_tiles_on_any_number_of_threads(
     for f in fields(first):
         ours, theirs = getattr(first, f.name), getattr(expected, f.name)
         assert torch.equal(ours, theirs) if isinstance(ours, Tensor) else ours == theirs
+
+
+@pytest.mark.parametrize("own_nodes", [False, True])
+@pytest.mark.parametrize("scale", [0, 1, 9])
+def test_the_work_is_cut_as_that_of_any_graph(scale: int, own_nodes: bool) -> None:
+    """Into one part, several, or as many as there may be; at 2,049 edges a row may be cut."""
+    generator = torch.Generator().manual_seed(8)
+    lengths = torch.tensor([2048, 0, 2049, 7, 40_000, 1, 9_000]).repeat(20)
+    lengths = lengths * scale if scale else lengths.clamp(max=9)
+    ids = torch.randint(len(lengths), (50,), generator=generator)
+    head = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    tail = torch.randint(len(lengths), head.shape, generator=generator).clamp(min=30)
+    ends, relation = torch.stack([head, tail]), torch.randint(40, head.shape, generator=generator)
+    graph = RelGraph.from_edges(ends, relation, num_nodes=len(lengths), num_relations=40)
+    made = ops.row_subgraph(graph, ids, None, own_nodes)[0]
+    assert made.part.shape[1] - 1 == {0: 1, 1: 40, 9: 256}[scale]
+    assert torch.equal(made.part, partition(made.rowptr))
+    assert torch.equal(made.columns()[4], partition(made.columns()[0]))
+    for found, expected in zip(
+        (made.slot, made.slot_ptr, made.slot_perm),
+        relation_slots(made.part, made.rel, 40),
+        strict=True,
+    ):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("own_nodes", [False, True])

@@ -269,8 +269,8 @@ class KGRec(EdgeListSampling, nn.Module):
 
         ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
         read = torch.cat([*item_ids, *ends])
-        chosen, items, entities = readers(entities, read, self.n_items)
-        chosen_users, _, users = readers(users, user_ids)
+        chosen, entities, items = readers(entities, read, self.n_items, copies=4)
+        chosen_users, users, _ = readers(users, user_ids)
         edge_mask = kg.edge_mask(encoded, "row")
         contrast_mask = kg.edge_mask(masks.contrast_edges, "row")
         attended, averaged = self.gcn.first_hops(
@@ -278,7 +278,7 @@ class KGRec(EdgeListSampling, nn.Module):
         )
 
         # First, so that no mean of all nodes is held while the other hops are made.
-        view_kg = items + self.gcn.kg_messages(
+        view_kg = items[0] + self.gcn.kg_messages(
             entities,
             self.hops,
             edge_mask=contrast_mask,
@@ -299,7 +299,7 @@ class KGRec(EdgeListSampling, nn.Module):
             rng=dropout if self.encoder_dropout else None,
             residuals=(users if user_ids is None else chosen_users, None),
             query=query,
-            item_emb=items,
+            item_emb=items[1],
             user_ids=user_ids,
             entity_ids=read if item_ids else None,
             first=attended,
@@ -319,12 +319,13 @@ class KGRec(EdgeListSampling, nn.Module):
 
         view_ui = self.gcn.ui_messages(
             users,
-            items,
+            items[2],
             inter,
             self._edge_weight,
             user_weight=self._user_weight,
             inter_mask=inter.edge_mask(masks.contrast_interactions, "row"),
             rng=dropout,
+            residual=items[3],
         )
         cl_loss = self.contrast_fn(view_ui, view_kg, masks.permutation)
         return propagated, entity_sum, chosen_items, mae_loss, cl_loss

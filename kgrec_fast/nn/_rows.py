@@ -73,38 +73,43 @@ def only_rows(x: Tensor, ids: Tensor) -> Tensor:
 
 class _Readers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, ids: Tensor | None, first: int) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, ids: Tensor | None, first: int, copies: int
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.shape = x.shape
         ctx.save_for_backward(ids)
         chosen = x[:0] if ids is None else x.index_select(0, ids)
-        return chosen, x[:first], x.view_as(x)
+        return chosen, x.view_as(x), *(x[:first] for _ in range(copies))
 
     @staticmethod
     def backward(
-        ctx: Any, chosen: Tensor | None, first: Tensor | None, whole: Tensor | None
-    ) -> tuple[Tensor | None, None, None]:
+        ctx: Any, chosen: Tensor | None, whole: Tensor | None, *first: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
         (ids,) = ctx.saved_tensors
-        some = next((g for g in (chosen, first, whole) if g is not None), None)
+        terms = [grad for grad in first if grad is not None]
+        some = next((g for g in (chosen, whole, *terms) if g is not None), None)
         if some is None:
-            return None, None, None
+            return None, None, None, None
         if torch.is_grad_enabled():  # a graph of this pass, for second derivatives
             total = some.new_zeros(ctx.shape) if whole is None else whole
-            if first is not None:
-                total = total + F.pad(first, (0, 0, 0, ctx.shape[0] - first.shape[0]))
+            for term in terms:
+                total = total + F.pad(term, (0, 0, 0, ctx.shape[0] - term.shape[0]))
             if chosen is not None and ids is not None:
                 total = total.index_add(0, ids, chosen)
-            return total, None, None
+            return total, None, None, None
         # The others are added in place: whoever reads all of x makes a gradient for this alone.
         grad = some.new_zeros(ctx.shape) if whole is None else whole
-        if first is not None:
-            grad[: first.shape[0]].add_(first)  # += would copy the sum onto itself
+        for term in terms:
+            grad[: term.shape[0]].add_(term)  # += would copy the sum onto itself
         if chosen is not None and ids is not None:
             _add_rows(grad, ids, chosen)
-        return grad, None, None
+        return grad, None, None, None
 
 
-def readers(x: Tensor, ids: Tensor | None, first: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def readers(
+    x: Tensor, ids: Tensor | None, first: int = 0, copies: int = 1
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """Rows of ``x`` [N, D] for several readers.
 
     Read apart, each would make a gradient of N rows of its own, all of them to be added up.
@@ -113,15 +118,19 @@ def readers(x: Tensor, ids: Tensor | None, first: int = 0) -> tuple[Tensor, Tens
         x: [N, D].
         ids: int64 [n], rows wanted; None for none.
         first: How many of its first rows are wanted.
+        copies: How often: a reader each, whose gradients are then added in place, not to one
+            another in new memory.
 
     Returns:
-        The rows ``ids`` [n, D], the first rows [first, D], and ``x`` itself for what reads all of
-        it. The gradient of the last is written to: it must be no tensor that anyone else holds.
+        The rows ``ids`` [n, D], ``x`` itself for what reads all of it, and the first rows
+        [first, D], ``copies`` times. The gradient of the second is written to: it must be no tensor
+        that anyone else holds.
     """
     if keeps_to_ops():
-        return x[:0] if ids is None else x.index_select(0, ids), x[:first], x
-    parts: tuple[Tensor, Tensor, Tensor] = _Readers.apply(x, ids, first)
-    return parts
+        chosen = x[:0] if ids is None else x.index_select(0, ids)
+        return chosen, x, (x[:first],) * copies
+    chosen, whole, *others = _Readers.apply(x, ids, first, copies)
+    return chosen, whole, tuple(others)
 
 
 def within(ids: Tensor, x: Tensor) -> Tensor:

@@ -171,10 +171,10 @@ class Propagation(nn.Module):
                     edge_mask = active = None
                 # One gradient for the sum so far and for what this hop reads.
                 if few_heads:  # whose tails are among the chosen rows, after them
-                    chosen, _, items = readers(entity_emb, read)
-                    _, chosen, entity_emb = readers(chosen, None, ids.numel())
+                    chosen, items, _ = readers(entity_emb, read)
+                    _, entity_emb, (chosen,) = readers(chosen, None, ids.numel())
                 else:
-                    chosen, items, entity_emb = readers(entity_emb, read, inter.num_cols)
+                    chosen, entity_emb, (items,) = readers(entity_emb, read, inter.num_cols)
                 entity_sum = chosen if known else entity_sum
             if ids is not None and not few_heads:
                 wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
@@ -210,6 +210,7 @@ class Propagation(nn.Module):
         user_weight: Tensor | None = None,
         inter_mask: EdgeMask | None = None,
         rng: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """:meth:`AttnHGCN.forward_ui`.
 
@@ -217,8 +218,9 @@ class Propagation(nn.Module):
             user_emb, item_emb, inter, inter_mask, rng: As there.
             weight: Weights of the interactions in the caller's order, or None.
             user_weight: In their place [U], where all interactions of a user weigh the same.
+            residual: [n_items, D], what the messages are added to; None for ``item_emb``.
         """
-        item_res = item_emb
+        item_res = item_emb if residual is None else residual
         inter, weight, inter_mask = unmasked_interactions(inter, weight, inter_mask)
         for hop in range(self.n_hops):
             item_agg = ops.weighted_aggregate(
@@ -263,7 +265,7 @@ class Propagation(nn.Module):
                 graph = hops.first if hops.later is None else hops.later
             narrows = last and rows < graph.num_rows
             if narrows and total is entity_emb:  # one gradient for both
-                _, total, entity_emb = readers(entity_emb, None, rows)
+                _, entity_emb, (total,) = readers(entity_emb, None, rows)
             elif narrows and total is not None:
                 total = total[:rows]
             if hop > 0:

@@ -39,7 +39,7 @@ def _check(
     if not 0.0 <= p < 1.0:
         raise ValueError(f"p is {p}, expected 0 <= p < 1")
     drops = training and p > 0.0
-    if residual is not None:
+    if residual is not None and residual.dtype != x.dtype:
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
     return x, residual, p, check_rng(rng, x.device) if drops else None, stream

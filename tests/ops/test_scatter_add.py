@@ -144,11 +144,12 @@ def test_gradient_of_rows(
 def test_gradient_of_several_readers() -> None:
     x, _, index = operands(50, 30, 8, torch.float64)
 
-    def read(x: Tensor, chosen: Tensor, first: Tensor, whole: Tensor) -> Tensor:
-        return torch.cat([chosen, 2 * first, whole.t().mm(whole)])
+    def read(chosen: Tensor, whole: Tensor, first: tuple[Tensor, ...]) -> Tensor:
+        assert len(first) == 2
+        return torch.cat([chosen, 2 * first[0], first[1].sin(), whole.t().mm(whole)])
 
-    found = gradient(lambda x: read(x, *readers(x, index, 20)), x)
-    torch.testing.assert_close(found, gradient(lambda x: read(x, x[index], x[:20], x), x))
+    found = gradient(lambda x: read(*readers(x, index, 20, copies=2)), x)
+    torch.testing.assert_close(found, gradient(lambda x: read(x[index], x, (x[:20],) * 2), x))
 
 
 def test_a_gradient_in_columns_takes_torch() -> None:
@@ -159,7 +160,7 @@ def test_a_gradient_in_columns_takes_torch() -> None:
         return (whole.t() * weight).sum() + chosen.sum()
 
     found = x.clone().requires_grad_()
-    chosen, _, whole = readers(found, index)
+    chosen, whole, _ = readers(found, index)
     read(chosen, whole).backward()
     expected = weight.t().index_add(0, index, torch.ones(30, 8, dtype=torch.float64))
     torch.testing.assert_close(found.grad, expected)

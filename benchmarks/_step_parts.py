@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import quantile
+from benchmarks._step_replay import Operator
 from kgrec_fast.models import KGRec
 from kgrec_fast.models.reference import ReferenceKGRec
 
-PROFILED = 5  # turns of the profiler
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
-BACKWARD, WHOLE, REST = "backward of everything", "whole step", "the rest"
+BACKWARD, WHOLE = "backward of everything", "whole step"
+OTHERS = "other operators"
 
 
 def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
@@ -125,54 +126,25 @@ KINDS = {
         "aten::clamp_min",
         "kgrec_fast::project",
     ),
-    "optimizer": ("aten::_fused_adam", "Optimizer."),
+    "optimizer": ("aten::_fused_adam", "aten::_foreach_add"),  # the latter counts its steps
 }
 
 
-def kinds(step: Callable[[], object]) -> tuple[dict[str, float], str]:
-    """The share of our step that operators of each of the kinds take, with what they call (results
-    are allocated by operators too), and that of the rest; and a table of all operators.
-
-    The profiler slows down what is between the operators more than these. So steps are clocked
-    without it, in turns with those that it sees, and the medians of both are what is divided, of
-    each call by itself: its allocations make single calls wait for memory that is mapped anew.
+def kinds(operators: Sequence[Operator]) -> dict[str, float]:
+    """Seconds that a step's operators of each of the kinds take, the medians of all calls added up;
+    last those of no kind.
     """
-    for _ in range(2):
-        step()
-    whole: list[float] = []
-    calls: list[list[Any]] = []
-    for _ in range(PROFILED):
-        for _ in range(IN_A_ROW):
-            begin = time.perf_counter()
-            step()
-            whole.append(time.perf_counter() - begin)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            for _ in range(IN_A_ROW):
-                with torch.profiler.record_function(WHOLE):
-                    step()
-        calls += [list(_outermost(e)) for e in profile.events() if e.name == WHOLE]
-    seen = dict.fromkeys(KINDS, 0.0)
-    for call in zip(*calls, strict=True):  # the same one in all steps
-        seen[_kind_of(call[0])] += quantile([e.cpu_time_total * 1e-6 for e in call], 0.5)
-    share = {kind: seconds / quantile(whole, 0.5) for kind, seconds in seen.items()}
-    share[REST] = 1 - sum(share.values())
-    hot = profile.key_averages().table(
-        sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=60
-    )
-    return share, hot
+    seconds = dict.fromkeys((*KINDS, OTHERS), 0.0)
+    for x in operators:
+        kind = next((kind for kind, names in KINDS.items() if x.name.startswith(names)), OTHERS)
+        seconds[kind] += quantile(x.seconds, 0.5)
+    return seconds
 
 
-def _kind_of(event: Any) -> str:
-    """Which of the kinds an operator is of, by its name; none is an empty string."""
-    return next((kind for kind, names in KINDS.items() if event.name.startswith(names)), "")
-
-
-def _outermost(event: Any) -> Iterator[Any]:
-    """What an event of the profiler called, directly or not, that is of a kind and is not part of
-    what is of one itself.
-    """
-    for child in event.cpu_children:
-        if _kind_of(child):
-            yield child
-        else:
-            yield from _outermost(child)
+def by_name(operators: Sequence[Operator]) -> list[tuple[str, int, float]]:
+    """Name, number of calls in a step and their seconds, the most expensive first."""
+    found: dict[str, list[float]] = {}
+    for x in operators:
+        found.setdefault(x.name, []).append(quantile(x.seconds, 0.5))
+    rows = [(name, len(calls), sum(calls)) for name, calls in found.items()]
+    return sorted(rows, key=lambda row: -row[2])

@@ -7,7 +7,9 @@ what all of these take on the host. Choices and sizes are those of the step that
 from __future__ import annotations
 
 import operator
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,9 +62,42 @@ class _Recorder(TorchDispatchMode):
             self._kept.append(x)
 
 
+@dataclass
+class Operator:
+    """What a step calls at one place, and how many seconds each of these calls took."""
+
+    name: str  # as in "aten::mm"
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step that was recorded.
+
+    Attributes:
+        run: Calls its operators.
+        clocked: The same with a look at the clock before and after each.
+        operators: Theirs, as far as `clocked` was called.
+    """
+
+    run: Callable[[], object]
+    clocked: Callable[[], object]
+    operators: list[Operator]
+
+
+def _clocked(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        begin = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds.append(time.perf_counter() - begin)
+        return result
+
+    return call
+
+
 def replay_of(
     model: KGRec, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], rng: Tensor
-) -> Callable[[], object]:
+) -> Replay:
     """Makes two steps of a model, the second of them recorded, and returns what repeats it."""
     parameters = list(model.parameters())
 
@@ -80,4 +115,16 @@ def replay_of(
     for parameter in parameters:
         parameter.grad = None
     recorder.graph.output(())
+    run = _called(recorder)
+    operators = []
+    for node in recorder.graph.nodes:
+        if node.op == "call_function" and node.target is not operator.getitem:
+            operators.append(Operator(node.target.name()))
+            node.target = _clocked(node.target, operators[-1].seconds)
+            node.target.__name__ = f"clocked_{len(operators)}"
+    return Replay(run, _called(recorder), operators)
+
+
+def _called(recorder: _Recorder) -> Callable[[], object]:
+    """What calls the functions of a record as it is now."""
     return torch.no_grad()(fx.GraphModule(recorder.root, recorder.graph))

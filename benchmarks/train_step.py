@@ -27,7 +27,7 @@ from benchmarks import _step_data, _step_floor, baselines
 from benchmarks._device import Device, why_not
 from benchmarks._harness import Row, Timing, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
-from benchmarks._step_parts import IN_A_ROW, REST, WHOLE, breakdown, kinds
+from benchmarks._step_parts import IN_A_ROW, OTHERS, WHOLE, breakdown, by_name, kinds
 from benchmarks._step_replay import replay_of
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
@@ -40,6 +40,7 @@ from kgrec_fast.training.steps import CapturedStep, PlainStep, why_not_captured
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2048
 MOST_BATCHES = 40
+MOST_OPERATORS = 40
 LEFT_OUT_ON_CUDA = (
     "not on CUDA: parts, which a captured step does not have, and the floor; peaks of memory are "
     "those of steps that are not captured, since a replay allocates next to nothing"
@@ -183,7 +184,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--budget", type=float, default=120.0, help="seconds for each data set")
     result.add_argument("--no-memory", action="store_true", help="leave out the peaks of memory")
-    result.add_argument("--hot", action="store_true", help="print the profiler's table as well")
+    result.add_argument("--hot", action="store_true", help="print our operators as well")
     return result
 
 
@@ -218,9 +219,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
             peaks = peaks_on_cuda(on, models, batches)
     else:
         found = parts_and_floor(models, steps, batches[0], theirs, options)
-        found["replayed"] = replayed(
-            models[0], steps[0], batches[0], 3 if quick else options.rounds
-        )
+        found.update(operators_of(models[0], steps[0], batches[0], options))
         del models, steps
         if not options.no_memory:
             size = "quick" if quick else "full"
@@ -250,38 +249,54 @@ def parts_and_floor(
     theirs: Timing,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Parts of a step on either side, shares of kinds of operators, the floor; printed as well."""
+    """Parts of a step on either side, and the floor; printed as well."""
     quick, slow = options.quick, theirs.median > 1
     parts = breakdown(models[0], steps[0], 3 if quick else 20)
     their_parts = breakdown(models[1], steps[1], 3 if quick or slow else 10)
-    share, hot = kinds(steps[0])
     print(table(("part", "ours, ms", "baseline, ms"), _beside(parts, their_parts)))
-    print(table(("share of our step", "%"), [(k, f"{100 * v:.1f}") for k, v in share.items()]))
     least = _step_floor.floor(models[0], batch, 3 if quick else 20)
     print(
         "at least, on this machine: "
         + ", ".join(f"{what} {seconds * 1e3:.1f} ms" for what, seconds in least.items())
         + f"; the baseline takes {theirs.median / sum(least.values()):.1f} times as long"
     )
-    if options.hot:
-        print(hot)
-    return {"parts": parts, "baseline_parts": their_parts, "shares": share, "floor": least}
+    return {"parts": parts, "baseline_parts": their_parts, "floor": least}
 
 
-def replayed(
-    model: KGRec, step: Callable[[], object], batch: dict[str, Tensor], rounds: int
-) -> dict[str, float]:
-    """Seconds of our step's operators by themselves, of the step beside them, and the share of the
-    rest in the former; printed as well.
+def operators_of(
+    model: KGRec, step: Callable[[], object], batch: dict[str, Tensor], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Where our step goes, by kinds of operators and what is between them; printed as well.
+
+    Operators are clocked one by one in a step that is called again without model, autograd and
+    optimizer; a step and such a one, which no clock interrupts, stand beside it in the same turns.
     """
-    run = replay_of(model, make_adam(model, LEARNING_RATE, 0.0), batch, torch.tensor([0, 0]))
-    alone, whole = interleave([run, step], rounds=rounds, in_a_row=IN_A_ROW)
-    rest = kinds(run)[0][REST]
-    print(
-        f"its operators, called again without model, autograd and optimizer: "
-        f"{alone.median * 1e3:.1f} ms in place of {whole.median * 1e3:.1f}, {REST} {rest:.1%}"
+    replay = replay_of(model, make_adam(model, LEARNING_RATE, 0.0), batch, torch.tensor([0, 0]))
+    replay.clocked()
+    for x in replay.operators:
+        x.seconds.clear()  # a first call maps memory
+    whole, alone, _ = (
+        timing.median
+        for timing in interleave(
+            [step, replay.run, replay.clocked],
+            rounds=3 if options.quick else options.rounds,
+            in_a_row=IN_A_ROW,
+        )
     )
-    return {"seconds": alone.median, "step_seconds": whole.median, "rest": rest}
+    seconds = kinds(replay.operators)
+    seconds["between operators"] = whole - sum(seconds.values())
+    rest = seconds[OTHERS] + seconds["between operators"]
+    rows = [(k, f"{s * 1e3:.2f}", f"{100 * s / whole:.1f}") for k, s in seconds.items()]
+    print(table(("operators of our step", "ms", "%"), rows))
+    print(
+        f"of {whole * 1e3:.1f} ms: what is of no kind and what is between operators are "
+        f"{rest / whole:.1%}; the operators alone, called again without model, autograd and "
+        f"optimizer: {alone * 1e3:.1f} ms"
+    )
+    if options.hot:
+        hot = [(name, str(n), f"{s * 1e3:.2f}") for name, n, s in by_name(replay.operators)]
+        print(table(("operator", "calls", "ms"), hot[:MOST_OPERATORS]))
+    return {"operators": seconds, "rest": rest / whole, "replayed": alone}
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:

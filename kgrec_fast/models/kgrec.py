@@ -24,6 +24,7 @@ from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
 from kgrec_fast.nn.edge_layer import EdgeLayer
 from kgrec_fast.ops._projection import project
+from kgrec_fast.ops.sampling import negatives_of
 
 # Embeddings of users and entities, and the parameters and their versions that they were made of.
 _Kept: TypeAlias = tuple[tuple[Tensor, Tensor], list[nn.Parameter], list[int]]
@@ -368,7 +369,7 @@ class KGRec(EdgeListSampling, nn.Module):
             rng = draw_rng(self.kg.device) if masks is None else masks.rng
         negative = batch.get("neg_item_id")
         if negative is None:
-            negative = ops.sample_negatives(user, self.interactions, rng)
+            negative = negatives_of(user, self.interactions, rng)
         user_emb, _, (positive, negative), mae_loss, cl_loss = self._step(
             masks, rng, user, [positive, negative]
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.ops._common import keeps_to_ops, readable
 from kgrec_fast.ops.edge_subgraph import edge_subgraph
-from kgrec_fast.ops.row_subgraph import row_subgraph
+from kgrec_fast.ops.row_subgraph import graph_of_rows
 
 # Rows of the graph for one that is read, from which on a graph of their own pays.
 SPARSE = 4
@@ -70,7 +70,7 @@ def interactions_of(
         ids: int64 [n].
         mask: Which interactions count.
     """
-    chosen, position, _ = row_subgraph(graph, ids, mask)
+    chosen, position, _ = graph_of_rows(graph, ids, mask, own_nodes=False)
     if weight is not None:
         weight = weight.index_select(0, graph.perm.index_select(0, position))
     return chosen, weight
@@ -87,5 +87,5 @@ def triples_of(graph: RelGraph, ids: Tensor, mask: EdgeMask | None) -> tuple[Rel
     Returns:
         A graph of n rows, and its nodes (int64): ``ids``, then the tails, each once.
     """
-    chosen, _, nodes = row_subgraph(graph, ids, mask, own_nodes=True)
+    chosen, _, nodes = graph_of_rows(graph, ids, mask, own_nodes=True)
     return chosen, nodes

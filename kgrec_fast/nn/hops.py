@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kgrec_fast import ops
 from kgrec_fast.graph import EdgeMask, RelGraph, register_pytree
 from kgrec_fast.ops._common import check_count, check_graph
+from kgrec_fast.ops.segment import sum_segments
 
 # A graph of its own for the later hops pays where they lose at least this share of the edges.
 MIN_SAVING = 0.2
@@ -92,7 +92,7 @@ class HopGraphs:
         if self.outer is None:
             return None
         kept = self.outer if mask is None else self.outer & mask.row
-        return ops.segment_sum(kept.to(dtype), self.first.rowptr)
+        return sum_segments(kept.to(dtype), self.first.rowptr)
 
     @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> HopGraphs:

@@ -55,6 +55,13 @@ def row_subgraph(
         TypeError, ValueError: an argument's type, shape, device or range does not fit.
     """
     mask = _checked(graph, ids, edge_mask)
+    return graph_of_rows(graph, ids, mask, own_nodes)
+
+
+def graph_of_rows(
+    graph: G, ids: Tensor, mask: EdgeMask | None, own_nodes: bool
+) -> tuple[G, Tensor, Tensor]:
+    """`row_subgraph` of operands that are known to fit: Python looks at no value of them."""
     if ids.is_cuda or not _common.runs_native(ids.device):
         return row_subgraph_reference(graph, ids, mask, own_nodes)
     row_mask = None if mask is None else mask.row
@@ -91,7 +98,7 @@ def row_subgraph_reference(
     rowptr, colptr = pointers(head, ids.numel()), pointers(tail, cols)
     part = partition(rowptr)
     none = rel.new_empty(0)
-    slots = none, rowptr.new_zeros(1), none
+    slots: tuple[Tensor, Tensor, Tensor] = none, rowptr.new_zeros(1), none
     if graph.num_relations:
         slots = relation_slots(part, rel, graph.num_relations)
     perm = torch.arange(head.numel(), dtype=torch.int32, device=ids.device)
@@ -116,8 +123,8 @@ def _made(graph: G, *tensors: Tensor) -> tuple[G, Tensor, Tensor]:
     """The subgraph from the results of the op, in their order."""
     made: dict[str, Any] = dict(zip(_RESULTS, tensors, strict=True))
     position, nodes = made.pop("position"), made.pop("nodes")
-    for size, pointers in (("num_rows", "rowptr"), ("num_cols", "colptr")):
-        made[size] = made[pointers].numel() - 1
+    made["num_rows"] = made["rowptr"].numel() - 1
+    made["num_cols"] = made["colptr"].numel() - 1
     if isinstance(graph, RelGraph):
         made["relation_counts"] = None  # when asked for
     else:

@@ -309,6 +309,13 @@ def sample_negatives(
     check_rng(rng, graph.device)
     stream = check_stream(stream)
     _check_users(users, graph.num_rows)
+    return negatives_of(users, graph, rng, stream)
+
+
+def negatives_of(
+    users: Tensor, graph: InteractionGraph, rng: Tensor, stream: int = Stream.NEGATIVE_ITEMS
+) -> Tensor:
+    """`sample_negatives` of operands that are known to fit: Python looks at no value of them."""
     if not _common.runs_native(graph.device):
         return sample_negatives_reference(users, graph, rng, stream)
     pointers, gaps = graph.untouched()

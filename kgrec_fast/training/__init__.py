@@ -24,6 +24,7 @@ from kgrec_fast.training.checkpoint import (
 from kgrec_fast.training.config import Config, ConfigError, load_config
 from kgrec_fast.training.evaluation import evaluate
 from kgrec_fast.training.interrupts import TrainingInterrupted
+from kgrec_fast.training.recorded_step import RecordedStep
 from kgrec_fast.training.run_folder import RunFolder
 from kgrec_fast.training.trainer import Results, Trainer, TrainingError
 
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "RecordedStep",
     "Results",
     "RunFolder",
     "Trainer",

@@ -191,7 +191,8 @@ def check_config(checkpoint: Checkpoint, config: Config, *sections: str) -> None
     # What was not there yet when the run was begun had its default.
     given = parse_config(checkpoint.metadata["config"]).model_dump(mode="json")
     expected = config.model_dump(mode="json", include=set(sections) or None)
-    free = {"dataset.name", "training.epochs", "training.threads", "training.cuda_graph"}
+    kinds_of_step = {"training.cuda_graph", "training.record_steps"}
+    free = {"dataset.name", "training.epochs", "training.threads", *kinds_of_step}
     for section, fields in expected.items():
         for field_name, value in fields.items():
             was = given.get(section, {}).get(field_name)

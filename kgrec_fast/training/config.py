@@ -111,6 +111,11 @@ class TrainingConfig(_Section):
         default=None,
         description="capture steps in a CUDA graph; where the device is CUDA if absent",
     )
+    record_steps: bool | None = Field(
+        default=None,
+        description="call the operators of a recorded step, without Python in between; on the CPU "
+        "if absent",
+    )
     threads: Annotated[PositiveInt, Field(le=MAX_THREADS)] | None = Field(
         default=None, description="CPU threads; torch's choice if absent"
     )

@@ -26,6 +26,7 @@ from kgrec_fast.training.checkpoint import (
     model_tensors,
     save_checkpoint,
 )
+from kgrec_fast.training.chosen_step import ChosenStep
 from kgrec_fast.training.config import Config
 from kgrec_fast.training.evaluation import evaluate
 from kgrec_fast.training.interrupts import Interrupts, TrainingInterrupted
@@ -33,13 +34,6 @@ from kgrec_fast.training.optimizer import load_optimizer, make_adam, optimizer_t
 from kgrec_fast.training.protocol import PROTOCOLS, metrics_of
 from kgrec_fast.training.report import Reporter
 from kgrec_fast.training.run_folder import RunFolder
-from kgrec_fast.training.steps import (
-    CapturedStep,
-    CaptureError,
-    Check,
-    PlainStep,
-    why_not_captured,
-)
 
 if TYPE_CHECKING:
     from kgrec_fast.data.dataset import KGDataset
@@ -75,8 +69,9 @@ class Trainer:
     ``training.seed``. A model without ``training_step(batch, rng)`` draws from torch's generator as
     it is when `fit` starts.
 
-    On CUDA a step is captured, optimizer included, in one CUDA graph; where that cannot be, the
-    reporter is told why, and steps run plainly.
+    On CUDA a step is captured, optimizer included, in one CUDA graph; on the CPU the operators of a
+    step of `KGRec` are recorded, and called again without the Python between them. Where that
+    cannot be, the reporter is told why, and steps run plainly.
 
     Args:
         model: a module with ``training_step(batch, rng)`` (see `KGRec.training_step`) or
@@ -88,6 +83,8 @@ class Trainer:
         reporter: told what happens; silent by default.
         cuda_graph: whether to capture steps; None takes ``training.cuda_graph``, which by default
             is where the model is on CUDA.
+        record_steps: whether to record steps, see `kgrec_fast.training.RecordedStep`; None takes
+            ``training.record_steps``, which by default is where the model is a `KGRec` on the CPU.
 
     Raises:
         ConfigError: if the folder already holds a run.
@@ -102,6 +99,7 @@ class Trainer:
         run_dir: Path | str | RunFolder | None = None,
         reporter: Reporter | None = None,
         cuda_graph: bool | None = None,
+        record_steps: bool | None = None,
     ) -> None:
         from kgrec_fast.data.samplers import PairLoader
 
@@ -137,20 +135,15 @@ class Trainer:
         self._drawn_at = -math.inf
         self._fingerprint = fingerprint(dataset)
         self._rng = torch.tensor([settings.seed, 0], device=self.device)
-        self._step: PlainStep = PlainStep(model, self.optimizer, self._rng)
-        wanted = settings.cuda_graph if cuda_graph is None else cuda_graph
-        if wanted is None:
-            wanted = self.device.type == "cuda"
-        if wanted:
-            self._capture_steps()
-
-    def _capture_steps(self) -> None:
-        reason = why_not_captured(self.model, self.device)
-        if reason is None:
-            size = min(self.config.training.batch_size, self.dataset.train.shape[1])
-            self._step = CapturedStep(self.model, self.optimizer, self._rng, size)
-        else:
-            self.reporter.note(f"cuda_graph: {reason}; steps run plainly")
+        self._step = ChosenStep(
+            model,
+            self.optimizer,
+            self._rng,
+            min(settings.batch_size, dataset.train.shape[1]),
+            cuda_graph=settings.cuda_graph if cuda_graph is None else cuda_graph,
+            record_steps=settings.record_steps if record_steps is None else record_steps,
+            note=self.reporter.note,
+        )
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -220,9 +213,9 @@ class Trainer:
         for batch in self.loader:
             pairs = batch["user_id"].shape[0]
             if on_cpu:  # the loss is read before a bad one can reach the weights
-                self._make_step(batch, partial(self._read_loss, pairs))
+                self._step(batch, partial(self._read_loss, pairs))
             else:
-                unread.append((self._make_step(batch), pairs))
+                unread.append((self._step(batch), pairs))
                 if len(unread) >= _STEPS_PER_READ:
                     self._read_losses(unread)
             now = time.perf_counter()
@@ -233,15 +226,6 @@ class Trainer:
                 self._stop(interrupts)
         self._read_losses(unread)
         self._seconds += time.perf_counter() - clock
-
-    def _make_step(self, batch: dict[str, Tensor], check: Check | None = None) -> Tensor:
-        """A step, captured where that is wanted and can be."""
-        try:
-            return self._step(batch, check)
-        except CaptureError as error:
-            self.reporter.note(f"cuda_graph: capture failed ({error}); steps run plainly")
-        self._step = PlainStep(self.model, self.optimizer, self._rng)
-        return self._step(batch, check)
 
     def _read_loss(self, pairs: int, loss: Tensor) -> None:
         self._read_losses([(loss, pairs)])

@@ -27,7 +27,7 @@ def test_a_replayed_step_changes_the_parameters_as_a_step_does():
         model.training_step(batch, rng).backward()
         optimizer.step()
         if steps > 2:  # those that replay_of made
-            again()
+            again.clocked() if steps == 4 else again.run()
         same = [
             torch.equal(ours, theirs)
             for ours, theirs in zip(model.parameters(), other.parameters(), strict=True)

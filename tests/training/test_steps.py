@@ -17,6 +17,7 @@ from kgrec_fast.models import KGRec
 from kgrec_fast.training import Trainer, build_model, steps
 from kgrec_fast.training.config import Config
 from kgrec_fast.training.optimizer import make_adam
+from kgrec_fast.training.recorded_step import RecordedStep
 from kgrec_fast.training.report import Reporter
 from kgrec_fast.training.steps import CapturedStep, PlainStep, padded
 
@@ -61,7 +62,8 @@ def test_the_number_of_the_step_goes_through_the_epochs(
     tmp_path: Path, dataset: KGDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = kgrec_config(epochs=3)
-    trainer = Trainer(build_model(dataset, config), dataset, config, tmp_path / "run")
+    model = build_model(dataset, config)
+    trainer = Trainer(model, dataset, config, tmp_path / "run", record_steps=False)
     seen: list[list[int]] = []
     step = KGRec.training_step
 
@@ -95,9 +97,9 @@ def test_says_why_steps_are_not_captured(
     config, notes = kgrec_config(epochs=1), Notes()
     model = build_model(dataset, config)
     trainer = Trainer(model, dataset, config, tmp_path / "run", notes, cuda_graph=True)
-    assert type(trainer._step) is PlainStep
+    assert type(trainer._step.step) is RecordedStep
     (note,) = notes.notes
-    assert "the model is on cpu, a CUDA graph needs it on CUDA; steps run plainly" in note
+    assert "the model is on cpu, a CUDA graph needs it on CUDA; steps are not captured" in note
     trainer.fit()
 
     quiet = Notes()
@@ -201,7 +203,7 @@ def test_a_failed_capture_is_told_and_loses_no_step(
         model = build_model(dataset, config)
         if name == "failing":
             recorder.fails = True
-            monkeypatch.setattr("kgrec_fast.training.trainer.why_not_captured", lambda *_: None)
+            monkeypatch.setattr("kgrec_fast.training.chosen_step.why_not_captured", lambda *_: None)
         trainer = Trainer(
             model, dataset, config, tmp_path / name, notes, cuda_graph=name == "failing"
         )

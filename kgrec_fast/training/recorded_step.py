@@ -1,0 +1,162 @@
+"""Steps on the CPU without the host in them: the operators of one, recorded and called again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from kgrec_fast import _library
+from kgrec_fast.ops._common import runs_native
+from kgrec_fast.training.recording import Program, Recorder
+from kgrec_fast.training.steps import Batch, Check, PlainStep
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+class RecordedStep(PlainStep):
+    """Records a step, optimizer included, and calls its operators from then on.
+
+    So neither the model's Python nor autograd runs any more; the numbers are those of plain steps,
+    to the bit, and parameters have no ``grad`` after a step. The first step runs plainly: the
+    optimizer makes its state. The next two with a batch of the same sizes are recorded while they
+    are made; are they not the same operators with the same arguments, :attr:`reason` says so, and
+    all steps run plainly. What a step reads besides tensors (attributes of the model, the learning
+    rate, which tensors are parameters) is looked at before each: if it changed, the next two are
+    recorded anew. A model whose step depends on more (a number drawn in Python, say) must not be
+    recorded.
+
+    Args:
+        model, optimizer, rng: as for `PlainStep`.
+    """
+
+    MOST_SIZES = 4  # of batches that are recorded: an epoch has two
+    MOST_IN_VAIN = 8  # recordings that a change makes useless, one after the other
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Tensor) -> None:
+        super().__init__(model, optimizer, rng)
+        self.reason: str | None = None  # why steps run plainly
+        self._is_first = True
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._in_vain = 0
+        self._read: _Read | None = None  # by what was recorded
+        self._recorded: dict[Any, Program] = {}
+        self._compiled: dict[Any, Callable[..., Tensor]] = {}
+
+    def __call__(self, batch: Batch, check: Check | None = None) -> Tensor:
+        """Makes a step, see `PlainStep`."""
+        plain = self.reason is not None or self._is_first or torch.is_anomaly_enabled()
+        self._is_first = False
+        if plain or not runs_native(self.rng.device):
+            return super().__call__(batch, check)
+        if self._read is None or not self._read.is_as_it_was():
+            self._read = _Read(self.model, self.optimizer)
+            self._in_vain = 0 if self._compiled else self._in_vain + len(self._recorded)
+            self._forget()
+        sizes = _sizes(batch)
+        run = self._compiled.get(sizes)
+        if run is not None:
+            loss = run(batch, check)
+            # Below autograd nobody counts that they were written.
+            increment_version(self._parameters)
+            return loss
+        if sizes not in self._recorded and len(self._recorded) == self.MOST_SIZES:
+            return super().__call__(batch, check)
+        return self._record(sizes, batch, check)
+
+    def program(self, batch: Batch) -> Program | None:
+        """What is called for a batch of these sizes; None where steps with it are not recorded."""
+        sizes = _sizes(batch)
+        return self._recorded[sizes] if sizes in self._compiled else None
+
+    def _record(self, sizes: Any, batch: Batch, check: Check | None) -> Tensor:
+        """A plain step, recorded while it is made."""
+        inputs = {name: x.view_as(x) for name, x in batch.items()}  # each an object of its own
+        recorder = Recorder(inputs)
+
+        def look(loss: Tensor) -> None:
+            with recorder.look(loss):
+                if check is not None:
+                    check(loss)
+
+        try:
+            with recorder:
+                loss = super().__call__(inputs, look)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+        program, before = recorder.program(loss), self._recorded.get(sizes)
+        self._recorded[sizes] = program
+        self.reason = recorder.reason
+        if before is not None and self.reason is None:
+            self.reason = program.difference(before)
+        if self._in_vain >= self.MOST_IN_VAIN:
+            self.reason = "attributes of the model or of the optimizer change from step to step"
+        if self.reason is not None:
+            self._forget()
+        elif before is not None:
+            self._compiled[sizes] = program.compiled()
+        return loss
+
+    def _forget(self) -> None:
+        self._recorded.clear()
+        self._compiled.clear()
+
+
+def _sizes(batch: Batch) -> tuple[Any, ...]:
+    return tuple((name, x.shape, x.stride(), x.dtype) for name, x in batch.items())
+
+
+class _Read:
+    """What a step reads besides the values of tensors, as it was: attributes of all modules, which
+    tensors they and the optimizer hold and where these lie, and the settings of the optimizer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._modules, self._optimizer = list(model.modules()), optimizer
+        self._objects, self._memory = self._now()
+
+    def is_as_it_was(self) -> bool:
+        """Whether all of it is: of attributes, whether they are the same objects."""
+        objects, memory = self._now()
+        alike = len(objects) == len(self._objects) and memory == self._memory
+        return alike and all(map(operator.is_, objects, self._objects))
+
+    def _now(self) -> tuple[list[Any], list[Any]]:
+        objects: list[Any] = []
+        memory: list[Any] = []
+        for module in self._modules:
+            held = (module._parameters, module._buffers, module._modules)
+            for named in (vars(module), *held):
+                objects += named.values()
+            memory += [len(getattr(module, hooks)) for hooks in _HOOKS]
+        for group in self._optimizer.param_groups:
+            objects += group.values()
+            objects += group["params"]
+            for parameter in group["params"]:
+                objects += self._optimizer.state.get(parameter, {}).values()
+                memory += (parameter.data_ptr(), parameter.requires_grad)
+        return objects, memory
+
+
+def why_not_recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Why steps of the model cannot be recorded, as far as it can be told before; else None."""
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        return f"the model is on {device}, expected the CPU"
+    if not hasattr(model, "training_step"):
+        return f"{type(model).__name__} has no training_step"
+    if reason := _library.why_not_native(device):
+        return f"the ops would run as references ({reason})"
+    modules = [m for m in model.modules() for hooks in _HOOKS if getattr(m, hooks)]
+    if modules:
+        return f"{type(modules[0]).__name__} has hooks, which would be called no more"
+    if any(getattr(p, hooks, None) for p in model.parameters() for hooks in _PARAMETER_HOOKS):
+        return "a parameter has hooks, which would be called no more"
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+        return "the optimizer has hooks, which would be called no more"
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 
 from benchmarks._harness import quantile
-from benchmarks._step_replay import Operator
 from kgrec_fast.models import KGRec
 from kgrec_fast.models.reference import ReferenceKGRec
+from kgrec_fast.training.recording import Call, Program
 
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
 BACKWARD, WHOLE = "backward of everything", "whole step"
@@ -128,6 +129,33 @@ KINDS = {
     ),
     "optimizer": ("aten::_fused_adam", "aten::_foreach_add"),  # the latter counts its steps
 }
+
+
+@dataclass
+class Operator:
+    """What a step calls at one place, and how many seconds each of these calls took."""
+
+    name: str  # as in "aten::mm"
+    seconds: list[float] = field(default_factory=list)
+
+
+def clocked(program: Program) -> tuple[Callable[..., object], list[Operator]]:
+    """What calls a program with a look at the clock before and after each operator, and these."""
+    operators: list[Operator] = []
+
+    def wrapped(call: Call, function: Callable[..., Any]) -> Callable[..., Any]:
+        operator = Operator(call.name)
+        operators.append(operator)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            result = function(*args, **kwargs)
+            operator.seconds.append(time.perf_counter() - begin)
+            return result
+
+        return run
+
+    return program.compiled(wrapped), operators
 
 
 def kinds(operators: Sequence[Operator]) -> dict[str, float]:

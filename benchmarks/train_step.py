@@ -3,9 +3,9 @@
 That is `ReferenceKGRec`: it works on edge lists and draws on the host, relation by relation. Losses
 and gradients of both models are compared first, under the same random choices. Peak memory is that
 of one step, in a fresh process a side, above what is resident once Adam has its state.
-Both sides make some steps in turn; the median is that of all steps. Beside them stands what no
-implementation of these passes can leave out on the machine (`_step_floor`), and the operators of
-our step by themselves, without the Python between them (`_step_replay`).
+Both sides make some steps in turn; the median is that of all steps. Ours are recorded, as
+`kgrec_fast.training.Trainer` does, and the same plainly stand beside them. So does what no
+implementation of these passes can leave out on the machine (`_step_floor`).
 
 With ``--device cuda`` our step is captured in a CUDA graph, as `kgrec_fast.training.Trainer` does;
 the baseline draws on the host as before. A step ends when its loss is read. Peak memory is torch's
@@ -27,20 +27,29 @@ from benchmarks import _step_data, _step_floor, baselines
 from benchmarks._device import Device, why_not
 from benchmarks._harness import Row, Timing, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
-from benchmarks._step_parts import IN_A_ROW, OTHERS, WHOLE, breakdown, by_name, kinds
-from benchmarks._step_replay import replay_of
+from benchmarks._step_parts import (
+    IN_A_ROW,
+    OTHERS,
+    WHOLE,
+    breakdown,
+    by_name,
+    clocked,
+    kinds,
+)
 from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
 from kgrec_fast.training.memory import keep_freed_memory
 from kgrec_fast.training.optimizer import make_adam
+from kgrec_fast.training.recorded_step import RecordedStep, why_not_recorded
 from kgrec_fast.training.steps import CapturedStep, PlainStep, why_not_captured
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2048
 MOST_BATCHES = 40
 MOST_OPERATORS = 40
+WARM_UP = CapturedStep.WARM_UP + 1  # a recorded step needs no more
 LEFT_OUT_ON_CUDA = (
     "not on CUDA: parts, which a captured step does not have, and the floor; peaks of memory are "
     "those of steps that are not captured, since a replay allocates next to nothing"
@@ -115,13 +124,16 @@ def make_step(
     model: nn.Module, batches: Sequence[dict[str, Tensor]], capture: bool = True
 ) -> Callable[[], float]:
     """A function that makes one training step, with the next of the batches; returns the loss, for
-    which it waits for the device. The step is captured where it can be, unless `capture` is False.
+    which it waits for the device. The step is captured or recorded where it can be, unless
+    `capture` is False.
     """
     users = batches[0]["user_id"]
     optimizer = make_adam(model, LEARNING_RATE, 0.0)
     rng = torch.tensor([0, 0], device=users.device)
     if capture and why_not_captured(model, users.device) is None:
         step: PlainStep = CapturedStep(model, optimizer, rng, len(users))
+    elif capture and why_not_recorded(model, optimizer) is None:
+        step = RecordedStep(model, optimizer, rng)
     else:
         step = PlainStep(model, optimizer, rng)
     model.train()
@@ -133,13 +145,16 @@ def make_step(
 
 
 def prepare_step(side: str, name: str, baseline: str, size: str) -> Callable[[], float]:
-    """For `peak_in_fresh_process`: a step of one side, after one that makes Adam's state."""
+    """For `peak_in_fresh_process`: a step of one side, after those that make Adam's state and are
+    recorded.
+    """
     torch.set_num_threads(2)
     data = _step_data.load(name, size == "quick")
     hyper: dict[str, Any] = {"mae_msize": 8} if size == "quick" else {}
     models = make_models(data, baselines.find_baseline(baseline), **hyper)
     step = make_step(models[side == "theirs"], batches_of(data, BATCH_SIZE))
-    step()
+    for _ in range(WARM_UP):
+        step()
     del models
     return step
 
@@ -206,7 +221,7 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
         steps,
         rounds=3 if quick else options.rounds,
         budget=options.budget,
-        warmup=CapturedStep.WARM_UP + 1 if on.is_cuda else 2,
+        warmup=WARM_UP,
         in_a_row=1 if quick else IN_A_ROW,
     )
     found: dict[str, Any]
@@ -218,8 +233,9 @@ def measure(name: str, baseline: baselines.Baseline, options: argparse.Namespace
         if not options.no_memory:
             peaks = peaks_on_cuda(on, models, batches)
     else:
-        found = parts_and_floor(models, steps, batches[0], theirs, options)
-        found.update(operators_of(models[0], steps[0], batches[0], options))
+        plain = make_step(models[0], batches, capture=False)
+        found = parts_and_floor(models, (plain, steps[1]), batches[0], theirs, options)
+        found.update(operators_of(models[0], (steps[0], plain), batches[0], options))
         del models, steps
         if not options.no_memory:
             size = "quick" if quick else "full"
@@ -264,39 +280,45 @@ def parts_and_floor(
 
 
 def operators_of(
-    model: KGRec, step: Callable[[], object], batch: dict[str, Tensor], options: argparse.Namespace
+    model: KGRec,
+    steps: Sequence[Callable[[], object]],
+    batch: dict[str, Tensor],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Where our step goes, by kinds of operators and what is between them; printed as well.
 
-    Operators are clocked one by one in a step that is called again without model, autograd and
-    optimizer; a step and such a one, which no clock interrupts, stand beside it in the same turns.
+    Args:
+        model: Ours.
+        steps: That of the measurement, and a plain one.
+        batch: What operators are clocked with, one by one, in the same turns.
+        options: Of the command line.
     """
-    replay = replay_of(model, make_adam(model, LEARNING_RATE, 0.0), batch, torch.tensor([0, 0]))
-    replay.clocked()
-    for x in replay.operators:
+    recorded = RecordedStep(model, make_adam(model, LEARNING_RATE, 0.0), torch.tensor([0, 0]))
+    for _ in range(WARM_UP):
+        recorded(batch)
+    program = recorded.program(batch)
+    if program is None:
+        raise RuntimeError(f"our step was not recorded: {recorded.reason}")
+    run, operators = clocked(program)
+    run(batch, None)
+    for x in operators:
         x.seconds.clear()  # a first call maps memory
-    whole, alone, _ = (
-        timing.median
-        for timing in interleave(
-            [step, replay.run, replay.clocked],
-            rounds=3 if options.quick else options.rounds,
-            in_a_row=IN_A_ROW,
-        )
-    )
-    seconds = kinds(replay.operators)
+    rounds = 3 if options.quick else options.rounds
+    sides = [*steps, lambda: run(batch, None)]
+    whole, plain, _ = (t.median for t in interleave(sides, rounds=rounds, in_a_row=IN_A_ROW))
+    seconds = kinds(operators)
     seconds["between operators"] = whole - sum(seconds.values())
     rest = seconds[OTHERS] + seconds["between operators"]
     rows = [(k, f"{s * 1e3:.2f}", f"{100 * s / whole:.1f}") for k, s in seconds.items()]
-    print(table(("operators of our step", "ms", "%"), rows))
+    print(table((f"operators of our step, {len(operators)}", "ms", "%"), rows))
     print(
-        f"of {whole * 1e3:.1f} ms: what is of no kind and what is between operators are "
-        f"{rest / whole:.1%}; the operators alone, called again without model, autograd and "
-        f"optimizer: {alone * 1e3:.1f} ms"
+        f"of {whole * 1e3:.1f} ms ({plain * 1e3:.1f} where steps are plain) what is of no kind and "
+        f"what is between operators are {rest / whole:.1%}"
     )
     if options.hot:
-        hot = [(name, str(n), f"{s * 1e3:.2f}") for name, n, s in by_name(replay.operators)]
+        hot = [(name, str(n), f"{s * 1e3:.2f}") for name, n, s in by_name(operators)]
         print(table(("operator", "calls", "ms"), hot[:MOST_OPERATORS]))
-    return {"operators": seconds, "rest": rest / whole, "replayed": alone}
+    return {"operators": seconds, "rest": rest / whole, "plain_seconds": plain}
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:

@@ -271,7 +271,9 @@ class KGRec(EdgeListSampling, nn.Module):
         ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
         read = torch.cat([*item_ids, *ends])
         chosen, entities, items = readers(entities, read, self.n_items, copies=4)
-        chosen_users, users, _ = readers(users, user_ids)
+        # Of more users than there are, all are propagated once.
+        few_users = None if user_ids is None or len(user_ids) >= self.n_users else user_ids
+        chosen_users, users, _ = readers(users, few_users)
         edge_mask = kg.edge_mask(encoded, "row")
         contrast_mask = kg.edge_mask(masks.contrast_edges, "row")
         attended, averaged = self.gcn.first_hops(
@@ -298,13 +300,15 @@ class KGRec(EdgeListSampling, nn.Module):
             edge_mask=edge_mask,
             inter_mask=kept,
             rng=dropout if self.encoder_dropout else None,
-            residuals=(users if user_ids is None else chosen_users, None),
+            residuals=(users if few_users is None else chosen_users, None),
             query=query,
             item_emb=items[1],
-            user_ids=user_ids,
+            user_ids=few_users,
             entity_ids=read if item_ids else None,
             first=attended,
         )
+        if few_users is None and user_ids is not None:
+            propagated, _, _ = readers(propagated, user_ids)
         if not item_ids:
             chosen = chosen + entity_sum.index_select(0, within(read, entity_sum))
         else:

@@ -82,10 +82,13 @@ class HopGraphs:
         return self.later.edge_mask(mask.row.index_select(0, self.positions), "row")
 
     def leading_mask(self, mask: EdgeMask | None) -> EdgeMask | None:
-        """A mask of the graph of the later hops as one of ``leading``, whose edges come first."""
+        """A mask of ``first`` as one of ``leading``, whose edges are the first of later hops."""
         if mask is None or self.leading is None:
             return None
-        return self.leading.edge_mask(mask.row[: self.leading.num_edges], "row")
+        edges = self.leading.num_edges
+        if self.positions is None:
+            return self.leading.edge_mask(mask.row[:edges], "row")
+        return self.leading.edge_mask(mask.row.index_select(0, self.positions[:edges]), "row")
 
     def count_outer(self, mask: EdgeMask | None, dtype: torch.dtype) -> Tensor | None:
         """How many edges of each row the later hops leave out: [A], or None for none at all."""

@@ -258,10 +258,11 @@ class Propagation(nn.Module):
         """
         graph, total, relation = hops.first, residual, self.relation
         rows = graph.num_rows if first_rows is None else first_rows
+        mask, has_leading = edge_mask, hops.leading is not None and hops.leading.num_rows == rows
         for hop in range(self.n_hops):
             last = hop == self.n_hops - 1
             if hop == 1:
-                edge_mask = hops.later_mask(edge_mask)
+                mask = None if last and has_leading else hops.later_mask(edge_mask)
                 graph = hops.first if hops.later is None else hops.later
             narrows = last and rows < graph.num_rows
             if narrows and total is entity_emb:  # one gradient for both
@@ -272,12 +273,13 @@ class Propagation(nn.Module):
                 # What the graph of the later hops leaves out leads to nodes that are zero by now.
                 # Without it a mean changes its length alone, and _finish makes that one.
                 entity_emb = padded(entity_emb, graph.num_cols)
-            if last and hop > 0 and hops.leading is not None and hops.leading.num_rows == rows:
-                edge_mask, graph = hops.leading_mask(edge_mask), hops.leading
+            if last and hop > 0 and has_leading:
+                assert hops.leading is not None
+                mask, graph = hops.leading_mask(edge_mask), hops.leading
             if hop == 0 and first is not None:
                 agg = first
             else:
-                agg = ops.relation_mean(entity_emb, relation, graph, edge_mask)
+                agg = ops.relation_mean(entity_emb, relation, graph, mask)
             if last and rows < agg.shape[0]:
                 agg = agg[:rows]
             entity_emb, total = self._finish(agg, total, rng, "kg/entity", hop)

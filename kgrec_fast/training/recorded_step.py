@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -117,30 +118,27 @@ class _Read:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._modules, self._optimizer = list(model.modules()), optimizer
-        self._objects, self._memory = self._now()
+        groups, modules = optimizer.param_groups, list(model.modules())
+        self._groups = groups
+        self._parameters = [p for group in groups for p in group["params"]]
+        self._dicts = [vars(optimizer), optimizer.state, *groups, *optimizer.state.values()]
+        for module in modules:
+            self._dicts += [vars(module), module._parameters, module._buffers, module._modules]
+        self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+        self._objects, self._numbers = self._now()
 
     def is_as_it_was(self) -> bool:
         """Whether all of it is: of attributes, whether they are the same objects."""
-        objects, memory = self._now()
-        alike = len(objects) == len(self._objects) and memory == self._memory
+        objects, numbers = self._now()
+        alike = len(objects) == len(self._objects) and numbers == self._numbers
         return alike and all(map(operator.is_, objects, self._objects))
 
-    def _now(self) -> tuple[list[Any], list[Any]]:
-        objects: list[Any] = []
-        memory: list[Any] = []
-        for module in self._modules:
-            held = (module._parameters, module._buffers, module._modules)
-            for named in (vars(module), *held):
-                objects += named.values()
-            memory += [len(getattr(module, hooks)) for hooks in _HOOKS]
-        for group in self._optimizer.param_groups:
-            objects += group.values()
-            objects += group["params"]
-            for parameter in group["params"]:
-                objects += self._optimizer.state.get(parameter, {}).values()
-                memory += (parameter.data_ptr(), parameter.requires_grad)
-        return objects, memory
+    def _now(self) -> tuple[list[Any], list[int]]:
+        parameters = self._parameters
+        objects = list(chain.from_iterable(map(dict.values, self._dicts)))
+        objects += chain.from_iterable(g["params"] for g in self._groups)
+        numbers = [*map(len, self._hooks), *map(Tensor.data_ptr, parameters)]
+        return objects, [*numbers, *(p.requires_grad for p in parameters)]
 
 
 def why_not_recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:

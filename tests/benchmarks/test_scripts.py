@@ -22,6 +22,7 @@ from benchmarks import (
     write_hopwise_split,
 )
 from benchmarks._harness import Row, Timing
+from benchmarks._step_parts import KINDS, OTHERS, Operator, by_name, kinds
 from kgrec_fast.data.atomic import load_atomic
 from kgrec_fast.training.steps import PlainStep
 
@@ -78,14 +79,32 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (name,) = (name for name in parts if part in name)
         assert 0 < parts[name] < parts["whole step"]
         assert 0 < theirs[name] < theirs["whole step"]
-    assert sum(row["extra"]["shares"].values()) == pytest.approx(1)
     assert row["memory_ratio"] > 0
     assert row["floor_seconds"] == pytest.approx(sum(row["extra"]["floor"].values()))
-    replayed = row["extra"]["replayed"]
-    assert replayed["seconds"] > 0
-    assert replayed["step_seconds"] > 0
-    assert 0 < replayed["rest"] < 1
-    assert "share of our step" in capsys.readouterr().out
+    seconds = row["extra"]["operators"]
+    named = (*KINDS, OTHERS)
+    assert [*seconds] == [*named, "between operators"]
+    assert all(seconds[name] > 0 for name in named)
+    rest = seconds[OTHERS] + seconds["between operators"]
+    assert row["extra"]["rest"] == pytest.approx(rest / sum(seconds.values()))
+    assert row["extra"]["plain_seconds"] > 0
+    assert "operators of our step" in capsys.readouterr().out
+
+
+def test_operators_by_kind_and_name() -> None:
+    operators = [
+        Operator("aten::mm", [3.0, 1.0, 2.0]),
+        Operator("kgrec_fast::project", [1.0]),
+        Operator("aten::add.Tensor", [0.5]),
+        Operator("aten::mm", [4.0]),
+    ]
+    seconds = kinds(operators)
+    assert {name: s for name, s in seconds.items() if s} == {"dense layers": 7.0, OTHERS: 0.5}
+    assert by_name(operators) == [
+        ("aten::mm", 2, 6.0),
+        ("kgrec_fast::project", 1, 1.0),
+        ("aten::add.Tensor", 1, 0.5),
+    ]
 
 
 class Captured(PlainStep):

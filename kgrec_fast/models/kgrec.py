@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import math
-import operator
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgrec_fast import ops
-from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
-from kgrec_fast.graph_build import outliving
+from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models._arguments import Batch, batch_ids
 from kgrec_fast.models._graphs import check_graphs, compact, weights_of
 from kgrec_fast.models.edge_lists import EdgeListSampling
+from kgrec_fast.models.prediction import Prediction
 from kgrec_fast.models.sampling import StepMasks, StepSampler
 from kgrec_fast.nn import AttnHGCN, Contrast, HopGraphs
 from kgrec_fast.nn._rows import readers, within
 from kgrec_fast.nn._streams import draw_rng
-from kgrec_fast.nn.edge_layer import EdgeLayer
 from kgrec_fast.ops._projection import project
 from kgrec_fast.ops.sampling import negatives_of
 
-# Embeddings of users and entities, and the parameters and their versions that they were made of.
-_Kept: TypeAlias = tuple[tuple[Tensor, Tensor], list[nn.Parameter], list[int]]
 
-
-class KGRec(EdgeListSampling, nn.Module):
+class KGRec(EdgeListSampling, Prediction):
     """Recommender that learns which edges of a knowledge graph explain the interactions.
 
     Yang, Huang, Xia, Huang: "Knowledge Graph Self-Supervised Rationalization for Recommendation",
@@ -76,9 +70,7 @@ class KGRec(EdgeListSampling, nn.Module):
     bpr_eps = 1e-10  # added to the sigmoid of the BPR loss
     encoder_dropout = True  # whether messages of the encoder are dropped, as those of the views
 
-    gcn: EdgeLayer
     contrast_fn: Contrast
-    _edge_weight: Tensor | None
     _user_weight: Tensor | None
 
     def __init__(
@@ -158,7 +150,6 @@ class KGRec(EdgeListSampling, nn.Module):
                 "it masks all of them and propagates over none",
                 stacklevel=2,
             )
-        self._cache: _Kept | None = None
 
     def _add_parameters(self) -> None:
         """Makes the parameters. Models with other names override this, and :meth:`_tables`."""
@@ -434,61 +425,7 @@ class KGRec(EdgeListSampling, nn.Module):
         """int64 [E], relations in the order in which the graph was given."""
         return self.kg.edge_type
 
-    # -- use --------------------------------------------------------------------------------------
-
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Users [U, D] and entities [N, D], propagated over the whole graphs without dropout.
-
-        In evaluation mode they are computed once, without gradient, and kept until
-        :meth:`train`, :meth:`load_state_dict`, :meth:`calculate_loss`, a change of device or dtype,
-        or one of the parameters, in place or by others (``torch.func.functional_call``). What torch
-        does not see, a write through ``.data`` or in a CUDA graph, asks for one of these.
-        """
-        if self.training:
-            return self._propagate()
-        parameters = list(self.parameters())
-        versions = [0 if p.is_inference() else p._version for p in parameters]
-        if self._cache is not None:
-            kept, of, at = self._cache
-            if at == versions and all(map(operator.is_, of, parameters)):
-                return kept
-        with torch.no_grad():
-            kept = outliving(self._propagate())
-        self._cache = kept, parameters, versions
-        return kept
-
-    def _propagate(self, edge_mask: EdgeMask | None = None) -> tuple[Tensor, Tensor]:
-        users, entities = self._tables()
-        return self.gcn.propagate(
-            users, entities, self.hops, self.interactions, self._edge_weight, edge_mask=edge_mask
-        )
-
-    def predict(self, batch: Batch) -> Tensor:
-        """Scores [B] of the pairs "user_id", "item_id" (int64 [B] each)."""
-        user = batch_ids(batch, "user_id", self.n_users)
-        item = batch_ids(batch, "item_id", self.n_items, user)
-        users, entities = self.embeddings()
-        return (users.index_select(0, user) * entities.index_select(0, item)).sum(1)
-
-    def full_sort_predict(self, batch: Batch) -> Tensor:
-        """Scores [B * n_items] of all items for each of "user_id" (int64 [B]), user by user."""
-        user = batch_ids(batch, "user_id", self.n_users)
-        users, entities = self.embeddings()
-        return (users.index_select(0, user) @ entities[: self.n_items].t()).view(-1)
-
-    def rationales(self) -> Tensor:
-        """Rationale scores [E] of all edges, in the order in which the graph was given."""
-        return self.gcn.rationale_scores(self._tables()[1], self.kg)[0]
-
     # -- upkeep -----------------------------------------------------------------------------------
-
-    def train(self, mode: bool = True) -> KGRec:
-        self._cache = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._cache = None
-        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KGRec:
         super()._apply(fn, recurse)

@@ -18,14 +18,15 @@ from kgrec_fast.training.steps import Batch, Check, PlainStep
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 class RecordedStep(PlainStep):
     """Records a step, optimizer included, and calls its operators from then on.
 
     So neither the model's Python nor autograd runs any more; the numbers are those of plain steps,
-    to the bit, and parameters have no ``grad`` after a step. The first step runs plainly: the
-    optimizer makes its state. The next two with a batch of the same sizes are recorded while they
+    to the bit, gradients included. The first step runs plainly: the optimizer makes its state. The
+    next two with a batch of the same sizes are recorded while they
     are made; are they not the same operators with the same arguments, :attr:`reason` says so, and
     all steps run plainly. What a step reads besides tensors (attributes of the model, the learning
     rate, which tensors are parameters) is looked at before each: if it changed, the next two are
@@ -47,7 +48,8 @@ class RecordedStep(PlainStep):
         self._in_vain = 0
         self._read: _Read | None = None  # by what was recorded
         self._recorded: dict[Any, Program] = {}
-        self._compiled: dict[Any, Callable[..., Tensor]] = {}
+        self._with_grad: dict[Any, list[Tensor]] = {}
+        self._compiled: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
 
     def __call__(self, batch: Batch, check: Check | None = None) -> Tensor:
         """Makes a step, see `PlainStep`."""
@@ -59,10 +61,16 @@ class RecordedStep(PlainStep):
             self._read = _Read(self.model, self.optimizer)
             self._in_vain = 0 if self._compiled else self._in_vain + len(self._recorded)
             self._forget()
+            self.reason = why_not_recorded(self.model, self.optimizer)
+            if self.reason is not None:
+                return super().__call__(batch, check)
         sizes = _sizes(batch)
         run = self._compiled.get(sizes)
         if run is not None:
-            loss = run(batch, check)
+            self.optimizer.zero_grad(set_to_none=True)  # first, as a plain step
+            loss, *grads = run(batch, check)
+            for parameter, grad in zip(self._with_grad[sizes], grads, strict=True):
+                parameter.grad = grad
             # Below autograd nobody counts that they were written.
             increment_version(self._parameters)
             return loss
@@ -85,13 +93,12 @@ class RecordedStep(PlainStep):
                 if check is not None:
                     check(loss)
 
-        try:
-            with recorder:
-                loss = super().__call__(inputs, look)
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-        program, before = recorder.program(loss), self._recorded.get(sizes)
-        self._recorded[sizes] = program
+        with recorder:
+            loss = super().__call__(inputs, look)
+        with_grad = [p for p in self._parameters if p.grad is not None]
+        program = recorder.program([loss, *(p.grad for p in with_grad)])
+        before = self._recorded.get(sizes)
+        self._recorded[sizes], self._with_grad[sizes] = program, with_grad
         self.reason = recorder.reason
         if before is not None and self.reason is None:
             self.reason = program.difference(before)
@@ -125,6 +132,7 @@ class _Read:
         for module in modules:
             self._dicts += [vars(module), module._parameters, module._buffers, module._modules]
         self._hooks = [getattr(module, name) for module in modules for name in _HOOKS]
+        self._hooks += [getattr(optimizer, name) for name in _OPTIMIZER_HOOKS]
         self._objects, self._numbers = self._now()
 
     def is_as_it_was(self) -> bool:
@@ -137,6 +145,7 @@ class _Read:
         parameters = self._parameters
         objects = list(chain.from_iterable(map(dict.values, self._dicts)))
         objects += chain.from_iterable(g["params"] for g in self._groups)
+        objects += (getattr(p, name, None) for p in parameters for name in _PARAMETER_HOOKS)
         numbers = [*map(len, self._hooks), *map(Tensor.data_ptr, parameters)]
         return objects, [*numbers, *(p.requires_grad for p in parameters)]
 
@@ -155,6 +164,6 @@ def why_not_recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> str 
         return f"{type(modules[0]).__name__} has hooks, which would be called no more"
     if any(getattr(p, hooks, None) for p in model.parameters() for hooks in _PARAMETER_HOOKS):
         return "a parameter has hooks, which would be called no more"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    if any(getattr(optimizer, name) for name in _OPTIMIZER_HOOKS):
         return "the optimizer has hooks, which would be called no more"
     return None

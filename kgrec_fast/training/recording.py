@@ -141,33 +141,33 @@ class Recorder(TorchDispatchMode):
         finally:
             self._looks = False
 
-    def program(self, result: Tensor) -> Program:
-        """What was recorded, as far as `result` and what is written in place need it."""
-        value = self._value(result)
-        wanted, calls = {value}, []
+    def program(self, results: Sequence[Tensor]) -> Program:
+        """What was recorded, as far as `results` and what is written in place need it."""
+        values = [self._value(x) for x in results]
+        wanted, calls = set(values), []
         for call in reversed(self._calls):
             if call.is_needed or not wanted.isdisjoint(call.results):
                 wanted.update(_values((call.args, call.kwargs)))
                 calls.append(call)
         constants = {v: self._constants[v.number] for v in wanted if v.kind == "constant"}
         inputs = {v: self._inputs[v.number] for v in wanted if v.kind == "input"}
-        return Program(calls[::-1], inputs, constants, value)
+        return Program(calls[::-1], inputs, constants, values)
 
 
 @dataclass(frozen=True)
 class Program:
-    """Calls in their order, and which value is the result.
+    """Calls in their order, and which values are the results.
 
     Attributes:
         calls: The operators, see `Call`.
         inputs, constants: The names and tensors of those that these read.
-        result: What `compiled` returns.
+        results: What `compiled` returns.
     """
 
     calls: list[Call]
     inputs: dict[Value, str]
     constants: dict[Value, Tensor]
-    result: Value
+    results: list[Value]
 
     def difference(self, other: Program) -> str | None:
         """What differs between this and another recording of the same; None where nothing does.
@@ -180,7 +180,7 @@ class Program:
                 return f"{theirs.name} was called in one step, {ours.name} in another"
             if ours != theirs:
                 return f"the arguments of {ours.name} differ between steps"
-        if len(self.calls) != len(other.calls) or self.result != other.result:
+        if len(self.calls) != len(other.calls) or self.results != other.results:
             counts = len(other.calls), len(self.calls)
             return f"{counts[0]} operators were called in one step, {counts[1]} in another"
         if not all(_is_same(x, other.constants[value]) for value, x in self.constants.items()):
@@ -189,7 +189,7 @@ class Program:
 
     def compiled(
         self, wrapped: Callable[[Call, Callable[..., Any]], Callable[..., Any]] | None = None
-    ) -> Callable[[Mapping[str, Tensor], Callable[[Tensor], None] | None], Tensor]:
+    ) -> Callable[[Mapping[str, Tensor], Callable[[Tensor], None] | None], tuple[Tensor, ...]]:
         """A function of the inputs and of what `Recorder.look` was for: it is called there with
         that value, unless it is None.
 
@@ -198,7 +198,8 @@ class Program:
         """
         namespace: dict[str, Any] = {"below_autograd": torch._C._AutoDispatchBelowAutograd}
         last = {value: place for place, call in enumerate(self.calls) for value in _touched(call)}
-        last.pop(self.result, None)
+        for value in self.results:
+            last.pop(value, None)
         lines = [f"{value.name} = inputs[{name!r}]" for value, name in self.inputs.items()]
         for place, call in enumerate(self.calls):
             arguments = [self._text(x, namespace) for x in call.args]
@@ -214,11 +215,11 @@ class Program:
             over = [v.name for v, end in last.items() if end == place and v.kind == "result"]
             if over:
                 lines.append(f"del {', '.join(over)}")  # as soon as a step lets go of it, or sooner
-        lines.append(f"return {self._text(self.result, namespace)}")
+        lines.append(f"return {self._text(tuple(self.results), namespace)}")
         body = "".join(f"        {line}\n" for line in lines)
         source = f"def run(inputs, check):\n    with below_autograd():\n{body}"
         exec(compile(source, "<recorded operators>", "exec"), namespace)
-        run: Callable[..., Tensor] = namespace["run"]
+        run: Callable[..., tuple[Tensor, ...]] = namespace["run"]
         return run
 
     def _text(self, x: Any, namespace: dict[str, Any]) -> str:
@@ -233,7 +234,7 @@ class Program:
         return f"[{parts}]" if isinstance(x, list) else f"({parts})"
 
     def _bound(self, x: Any) -> Any:
-        if isinstance(x, list):
+        if isinstance(x, list | tuple):
             return [self._bound(y) for y in x]
         return self.constants[x] if isinstance(x, Value) else x
 

@@ -83,6 +83,8 @@ def assert_alike(plain: PlainStep, recorded: RecordedStep) -> None:
     assert torch.equal(plain.rng, recorded.rng)
     for ours, theirs in zip(recorded.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+        assert (ours.grad is None) == (theirs.grad is None)
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad)
     ours, theirs = (optimizer_tensors(s.optimizer, s.model) for s in (recorded, plain))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
@@ -146,7 +148,6 @@ def test_are_the_plain_steps(name: str, few: bool, monkeypatch: pytest.MonkeyPat
     step = compare(make_model(**CONFIGURATIONS[name]), batches(9))
     assert step.reason is None
     assert step.program(next(batches(1))) is not None
-    assert all(p.grad is None for p in step.model.parameters())
 
 
 def test_sizes_that_depend_on_draws_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +247,25 @@ def test_what_changes_is_seen(change: Callable[[PlainStep], None]) -> None:
     step = compare(make_model(), batches(12), once)
     assert step.reason is None
     assert step.program(next(batches(1))) is not None
+
+
+@pytest.mark.parametrize("on", ["module", "parameter", "optimizer"])
+def test_hooks_that_come_later_are_called(on: str) -> None:
+    _, step = both(make_model())
+    for batch in batches(WARM_UP + 1):
+        step(batch)
+    calls: list[int] = []
+    hook = lambda *_: calls.append(1)  # noqa: E731
+    if on == "module":
+        step.model.contrast_fn.register_forward_hook(hook)
+    elif on == "parameter":
+        step.model.gcn.W_Q.register_hook(hook)
+    else:
+        step.optimizer.register_step_pre_hook(hook)
+    for batch in batches(4):
+        step(batch)
+    assert len(calls) == 4
+    assert "hooks" in str(step.reason)
 
 
 def test_a_rate_of_its_own_for_each_step() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -21,20 +22,29 @@ _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _OPTIMIZER_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
+@dataclass
+class _Recorded:
+    program: Program
+    with_grad: list[Tensor]  # the parameters whose gradients it gives after the loss
+    run: Callable[..., tuple[Tensor, ...]] | None = None  # once a second step was the same
+
+
 class RecordedStep(PlainStep):
     """Records a step, optimizer included, and calls its operators from then on.
 
     So neither the model's Python nor autograd runs any more; the numbers are those of plain steps,
     to the bit, gradients included. The first step runs plainly: the optimizer makes its state. The
-    next two with a batch of the same sizes are recorded while they
-    are made; are they not the same operators with the same arguments, :attr:`reason` says so, and
-    all steps run plainly. What a step reads besides tensors (attributes of the model, the learning
-    rate, which tensors are parameters) is looked at before each: if it changed, the next two are
-    recorded anew. A model whose step depends on more (a number drawn in Python, say) must not be
-    recorded.
+    next two with a batch of the same sizes are recorded while they are made; are they not the same
+    operators with the same arguments, :attr:`reason` says so, and all steps run plainly. What a
+    step reads besides tensors (attributes of the model, the learning rate, which tensors are
+    parameters) is looked at before each: if it changed, the next two are recorded anew. A model
+    whose step depends on more (a number drawn in Python, say) must not be recorded.
 
     Args:
         model, optimizer, rng: as for `PlainStep`.
+
+    Attributes:
+        reason: Why steps run plainly; None where they need not.
     """
 
     MOST_SIZES = 4  # of batches that are recorded: an epoch has two
@@ -42,14 +52,12 @@ class RecordedStep(PlainStep):
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, rng: Tensor) -> None:
         super().__init__(model, optimizer, rng)
-        self.reason: str | None = None  # why steps run plainly
+        self.reason: str | None = None
         self._is_first = True
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._recorded: dict[Any, _Recorded] = {}  # by the sizes of the batch
+        self._read: _Read | None = None  # by those
         self._in_vain = 0
-        self._read: _Read | None = None  # by what was recorded
-        self._recorded: dict[Any, Program] = {}
-        self._with_grad: dict[Any, list[Tensor]] = {}
-        self._compiled: dict[Any, Callable[..., tuple[Tensor, ...]]] = {}
 
     def __call__(self, batch: Batch, check: Check | None = None) -> Tensor:
         """Makes a step, see `PlainStep`."""
@@ -58,30 +66,44 @@ class RecordedStep(PlainStep):
         if plain or not runs_native(self.rng.device):
             return super().__call__(batch, check)
         if self._read is None or not self._read.is_as_it_was():
-            self._read = _Read(self.model, self.optimizer)
-            self._in_vain = 0 if self._compiled else self._in_vain + len(self._recorded)
-            self._forget()
-            self.reason = why_not_recorded(self.model, self.optimizer)
+            self._begin_anew()
             if self.reason is not None:
                 return super().__call__(batch, check)
         sizes = _sizes(batch)
-        run = self._compiled.get(sizes)
-        if run is not None:
-            self.optimizer.zero_grad(set_to_none=True)  # first, as a plain step
-            loss, *grads = run(batch, check)
-            for parameter, grad in zip(self._with_grad[sizes], grads, strict=True):
-                parameter.grad = grad
-            # Below autograd nobody counts that they were written.
-            increment_version(self._parameters)
-            return loss
-        if sizes not in self._recorded and len(self._recorded) == self.MOST_SIZES:
+        before = self._recorded.get(sizes)
+        if before is not None and before.run is not None:
+            return self._run(before, before.run, batch, check)
+        if before is None and len(self._recorded) == self.MOST_SIZES:
             return super().__call__(batch, check)
         return self._record(sizes, batch, check)
 
     def program(self, batch: Batch) -> Program | None:
         """What is called for a batch of these sizes; None where steps with it are not recorded."""
-        sizes = _sizes(batch)
-        return self._recorded[sizes] if sizes in self._compiled else None
+        recorded = self._recorded.get(_sizes(batch))
+        return None if recorded is None or recorded.run is None else recorded.program
+
+    def _begin_anew(self) -> None:
+        in_vain = not any(recorded.run for recorded in self._recorded.values())
+        self._in_vain = self._in_vain + len(self._recorded) if in_vain else 0
+        self._recorded.clear()
+        self._read = _Read(self.model, self.optimizer)
+        self.reason = why_not_recorded(self.model, self.optimizer)
+        if self._in_vain >= self.MOST_IN_VAIN:
+            self.reason = "attributes of the model or of the optimizer change from step to step"
+
+    def _run(
+        self,
+        recorded: _Recorded,
+        run: Callable[..., tuple[Tensor, ...]],
+        batch: Batch,
+        check: Check | None,
+    ) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)  # first, as in a plain step
+        loss, *grads = run(batch, check)
+        for parameter, grad in zip(recorded.with_grad, grads, strict=True):
+            parameter.grad = grad
+        increment_version(self._parameters)  # nobody else counts that they were written
+        return loss
 
     def _record(self, sizes: Any, batch: Batch, check: Check | None) -> Tensor:
         """A plain step, recorded while it is made."""
@@ -98,21 +120,15 @@ class RecordedStep(PlainStep):
         with_grad = [p for p in self._parameters if p.grad is not None]
         program = recorder.program([loss, *(p.grad for p in with_grad)])
         before = self._recorded.get(sizes)
-        self._recorded[sizes], self._with_grad[sizes] = program, with_grad
         self.reason = recorder.reason
         if before is not None and self.reason is None:
-            self.reason = program.difference(before)
-        if self._in_vain >= self.MOST_IN_VAIN:
-            self.reason = "attributes of the model or of the optimizer change from step to step"
+            self.reason = program.difference(before.program)
+        self._recorded[sizes] = recorded = _Recorded(program, with_grad)
         if self.reason is not None:
-            self._forget()
+            self._recorded.clear()
         elif before is not None:
-            self._compiled[sizes] = program.compiled()
+            recorded.run = program.compiled()
         return loss
-
-    def _forget(self) -> None:
-        self._recorded.clear()
-        self._compiled.clear()
 
 
 def _sizes(batch: Batch) -> tuple[Any, ...]:

@@ -98,7 +98,8 @@ class RecordedStep(PlainStep):
         batch: Batch,
         check: Check | None,
     ) -> Tensor:
-        self.optimizer.zero_grad(set_to_none=True)  # first, as in a plain step
+        for parameter in self._parameters:  # first, as in a plain step
+            parameter.grad = None
         loss, *grads = run(batch, check)
         for parameter, grad in zip(recorded.with_grad, grads, strict=True):
             parameter.grad = grad

@@ -15,11 +15,13 @@ from torch import Tensor
 from benchmarks._harness import quantile
 from kgrec_fast.models import KGRec
 from kgrec_fast.models.reference import ReferenceKGRec
-from kgrec_fast.training.recording import Call, Program
+from kgrec_fast.training.recorded_step import RecordedStep
+from kgrec_fast.training.recording import Call
+from kgrec_fast.training.steps import Batch, Check
 
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
 BACKWARD, WHOLE = "backward of everything", "whole step"
-OTHERS = "other operators"
+OTHERS, BETWEEN = "other operators", "between operators"
 
 
 def watched(model: KGRec | ReferenceKGRec) -> list[tuple[Any, str, str]]:
@@ -139,13 +141,35 @@ class Operator:
     seconds: list[float] = field(default_factory=list)
 
 
-def clocked(program: Program) -> tuple[Callable[..., object], list[Operator]]:
-    """What calls a program with a look at the clock before and after each operator, and these."""
-    operators: list[Operator] = []
+class ClockedStep(RecordedStep):
+    """A recorded step with a look at the clock before and after each of its operators.
 
-    def wrapped(call: Call, function: Callable[..., Any]) -> Callable[..., Any]:
+    Attributes:
+        operators: Those of the batch, which must have one size.
+        whole: Seconds of each recorded step, in the order of the operators' seconds.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.operators: list[Operator] = []
+        self.whole: list[float] = []
+        self._clocked: Callable[..., tuple[Tensor, ...]] | None = None
+
+    def __call__(self, *args: Any) -> Tensor:
+        begin = time.perf_counter()
+        loss = super().__call__(*args)
+        if self._clocked is not None:
+            self.whole.append(time.perf_counter() - begin)
+        return loss
+
+    def _run(self, recorded: Any, run: Any, batch: Batch, check: Check | None) -> Tensor:
+        if self._clocked is None:
+            self._clocked = recorded.program.compiled(self._wrapped)
+        return super()._run(recorded, self._clocked, batch, check)
+
+    def _wrapped(self, call: Call, function: Callable[..., Any]) -> Callable[..., Any]:
         operator = Operator(call.name)
-        operators.append(operator)
+        self.operators.append(operator)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
@@ -155,18 +179,22 @@ def clocked(program: Program) -> tuple[Callable[..., object], list[Operator]]:
 
         return run
 
-    return program.compiled(wrapped), operators
 
-
-def kinds(operators: Sequence[Operator]) -> dict[str, float]:
-    """Seconds that a step's operators of each of the kinds take, the medians of all calls added up;
-    last those of no kind.
+def kinds(operators: Sequence[Operator], whole: Sequence[float]) -> dict[str, float]:
+    """The share of a step that its operators of each of the kinds take, those of no kind, and what
+    is between operators: the median over steps of each share, so that a step that was disturbed as
+    a whole counts as any other.
     """
-    seconds = dict.fromkeys((*KINDS, OTHERS), 0.0)
-    for x in operators:
-        kind = next((kind for kind, names in KINDS.items() if x.name.startswith(names)), OTHERS)
-        seconds[kind] += quantile(x.seconds, 0.5)
-    return seconds
+    shares: dict[str, list[float]] = {kind: [] for kind in (*KINDS, OTHERS, BETWEEN)}
+    of = [next((k for k, n in KINDS.items() if x.name.startswith(n)), OTHERS) for x in operators]
+    for step, seconds in enumerate(whole):
+        found = dict.fromkeys(shares, 0.0)
+        for kind, x in zip(of, operators, strict=True):
+            found[kind] += x.seconds[step]
+        found[BETWEEN] = seconds - sum(found.values())
+        for kind, sum_of_kind in found.items():
+            shares[kind].append(sum_of_kind / seconds)
+    return {kind: quantile(values, 0.5) for kind, values in shares.items()}
 
 
 def by_name(operators: Sequence[Operator]) -> list[tuple[str, int, float]]:

@@ -28,12 +28,13 @@ from benchmarks._device import Device, why_not
 from benchmarks._harness import Row, Timing, check_close, finish, interleave, parser, start, table
 from benchmarks._memory import peaks_of_sides
 from benchmarks._step_parts import (
+    BETWEEN,
     IN_A_ROW,
     OTHERS,
     WHOLE,
+    ClockedStep,
     breakdown,
     by_name,
-    clocked,
     kinds,
 )
 from kgrec_fast.data import KGDataset, PairLoader
@@ -290,35 +291,29 @@ def operators_of(
     Args:
         model: Ours.
         steps: That of the measurement, and a plain one.
-        batch: What operators are clocked with, one by one, in the same turns.
+        batch: What operators are clocked with, one by one, in a step of its own.
         options: Of the command line.
     """
-    recorded = RecordedStep(model, make_adam(model, LEARNING_RATE, 0.0), torch.tensor([0, 0]))
+    clocked = ClockedStep(model, make_adam(model, LEARNING_RATE, 0.0), torch.tensor([0, 0]))
     for _ in range(WARM_UP):
-        recorded(batch)
-    program = recorded.program(batch)
-    if program is None:
-        raise RuntimeError(f"our step was not recorded: {recorded.reason}")
-    run, operators = clocked(program)
-    run(batch, None)
-    for x in operators:
-        x.seconds.clear()  # a first call maps memory
+        clocked(batch)
+    if clocked.reason is not None:
+        raise RuntimeError(f"our step was not recorded: {clocked.reason}")
     rounds = 3 if options.quick else options.rounds
-    sides = [*steps, lambda: run(batch, None)]
+    sides = [*steps, lambda: clocked(batch)]
     whole, plain, _ = (t.median for t in interleave(sides, rounds=rounds, in_a_row=IN_A_ROW))
-    seconds = kinds(operators)
-    seconds["between operators"] = whole - sum(seconds.values())
-    rest = seconds[OTHERS] + seconds["between operators"]
-    rows = [(k, f"{s * 1e3:.2f}", f"{100 * s / whole:.1f}") for k, s in seconds.items()]
-    print(table((f"operators of our step, {len(operators)}", "ms", "%"), rows))
+    shares = kinds(clocked.operators, clocked.whole)
+    rest = shares[OTHERS] + shares[BETWEEN]
+    rows = [(kind, f"{100 * share:.1f}") for kind, share in shares.items()]
+    print(table((f"share of our step, {len(clocked.operators)} operators", "%"), rows))
     print(
         f"of {whole * 1e3:.1f} ms ({plain * 1e3:.1f} where steps are plain) what is of no kind and "
-        f"what is between operators are {rest / whole:.1%}"
+        f"what is between operators are {rest:.1%}"
     )
     if options.hot:
-        hot = [(name, str(n), f"{s * 1e3:.2f}") for name, n, s in by_name(operators)]
+        hot = [(name, str(n), f"{s * 1e3:.2f}") for name, n, s in by_name(clocked.operators)]
         print(table(("operator", "calls", "ms"), hot[:MOST_OPERATORS]))
-    return {"operators": seconds, "rest": rest / whole, "plain_seconds": plain}
+    return {"shares": shares, "rest": rest, "plain_seconds": plain}
 
 
 def _beside(ours: dict[str, float], theirs: dict[str, float]) -> list[tuple[str, str, str]]:

@@ -22,7 +22,7 @@ from benchmarks import (
     write_hopwise_split,
 )
 from benchmarks._harness import Row, Timing
-from benchmarks._step_parts import KINDS, OTHERS, Operator, by_name, kinds
+from benchmarks._step_parts import BETWEEN, KINDS, OTHERS, Operator, by_name, kinds
 from kgrec_fast.data.atomic import load_atomic
 from kgrec_fast.training.steps import PlainStep
 
@@ -81,29 +81,31 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert 0 < theirs[name] < theirs["whole step"]
     assert row["memory_ratio"] > 0
     assert row["floor_seconds"] == pytest.approx(sum(row["extra"]["floor"].values()))
-    seconds = row["extra"]["operators"]
-    named = (*KINDS, OTHERS)
-    assert [*seconds] == [*named, "between operators"]
-    assert all(seconds[name] > 0 for name in named)
-    rest = seconds[OTHERS] + seconds["between operators"]
-    assert row["extra"]["rest"] == pytest.approx(rest / sum(seconds.values()))
+    shares = row["extra"]["shares"]
+    assert [*shares] == [*KINDS, OTHERS, BETWEEN]
+    assert all(share > 0 for share in shares.values())
+    assert row["extra"]["rest"] == pytest.approx(shares[OTHERS] + shares[BETWEEN])
     assert row["extra"]["plain_seconds"] > 0
-    assert "operators of our step" in capsys.readouterr().out
+    assert "share of our step" in capsys.readouterr().out
 
 
 def test_operators_by_kind_and_name() -> None:
     operators = [
         Operator("aten::mm", [3.0, 1.0, 2.0]),
-        Operator("kgrec_fast::project", [1.0]),
-        Operator("aten::add.Tensor", [0.5]),
-        Operator("aten::mm", [4.0]),
+        Operator("kgrec_fast::project", [1.0, 1.0, 8.0]),
+        Operator("aten::add.Tensor", [1.0, 1.0, 3.0]),
+        Operator("aten::mm", [4.0, 1.0, 3.0]),
     ]
-    seconds = kinds(operators)
-    assert {name: s for name, s in seconds.items() if s} == {"dense layers": 7.0, OTHERS: 0.5}
+    shares = kinds(operators, [10.0, 5.0, 20.0])
+    assert {name: s for name, s in shares.items() if s} == {
+        "dense layers": pytest.approx(0.65),  # of 0.8, 0.6, 0.65
+        OTHERS: pytest.approx(0.15),  # of 0.1, 0.2, 0.15
+        BETWEEN: pytest.approx(0.2),  # of 0.1, 0.2, 0.2
+    }
     assert by_name(operators) == [
-        ("aten::mm", 2, 6.0),
+        ("aten::mm", 2, 5.0),
         ("kgrec_fast::project", 1, 1.0),
-        ("aten::add.Tensor", 1, 0.5),
+        ("aten::add.Tensor", 1, 1.0),
     ]
 
 

@@ -222,6 +222,11 @@ def swap_a_layer(step: PlainStep) -> None:
     step.model.contrast_fn.mlp1[1] = nn.Identity()
 
 
+def add_an_attribute(step: PlainStep) -> None:
+    step.model.gcn.encoder_dropout = False
+    step.model.encoder_dropout = False
+
+
 def count_on(step: PlainStep) -> None:
     step.rng[1] = 100
 
@@ -234,6 +239,7 @@ CHANGES = [
     write_in_place,
     load_state,
     swap_a_layer,
+    add_an_attribute,
     count_on,
 ]
 
@@ -266,6 +272,17 @@ def test_hooks_that_come_later_are_called(on: str) -> None:
         step(batch)
     assert len(calls) == 4
     assert "hooks" in str(step.reason)
+
+
+def test_an_attribute_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KGRec, "cl_coef", 0.5, raising=False)
+
+    def once(step: PlainStep, number: int) -> None:
+        if number == WARM_UP + 2:
+            del step.model.cl_coef  # the class has one
+
+    step = compare(make_model(), batches(10), once)
+    assert step.program(next(batches(1))) is not None
 
 
 def test_a_rate_of_its_own_for_each_step() -> None:

@@ -70,12 +70,18 @@ def batches(count: int, sizes: tuple[int, ...] = (16,)) -> Iterator[dict[str, Te
         yield batch
 
 
-def both(model: nn.Module) -> tuple[PlainStep, RecordedStep]:
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return make_adam(model, LR, 1e-4)
+
+
+def both(
+    model: nn.Module, optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam
+) -> tuple[PlainStep, RecordedStep]:
     """A step of a copy of the model, and one of it that is recorded."""
     other = copy.deepcopy(model)
     return (
-        PlainStep(other, make_adam(other, LR, 1e-4), torch.tensor([5, 0])),
-        RecordedStep(model, make_adam(model, LR, 1e-4), torch.tensor([5, 0])),
+        PlainStep(other, optimizer(other), torch.tensor([5, 0])),
+        RecordedStep(model, optimizer(model), torch.tensor([5, 0])),
     )
 
 
@@ -91,10 +97,13 @@ def assert_alike(plain: PlainStep, recorded: RecordedStep) -> None:
 
 
 def compare(
-    model: nn.Module, given: Iterator[dict[str, Tensor]], change: Callable[..., None] | None = None
+    model: nn.Module,
+    given: Iterator[dict[str, Tensor]],
+    change: Callable[..., None] | None = None,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = adam,
 ) -> RecordedStep:
     """Steps of both kinds; `change(step, number)` comes before each of them."""
-    plain, recorded = both(model)
+    plain, recorded = both(model, optimizer)
     for number, batch in enumerate(given):
         for step in (plain, recorded):
             if change is not None:
@@ -178,6 +187,38 @@ def test_batches_of_several_sizes() -> None:
     recorded = [step.program(batch) is not None for batch in batches(6, (1, 2, 3, 4, 5, 6))]
     assert sum(recorded) == RecordedStep.MOST_SIZES
     assert step.reason is None
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "SGD": lambda m: torch.optim.SGD(m.parameters(), lr=LR),
+    "SGD with momentum": lambda m: torch.optim.SGD(
+        m.parameters(), lr=LR, momentum=0.9, nesterov=True, weight_decay=1e-3
+    ),
+    "AdamW": lambda m: torch.optim.AdamW(m.parameters(), lr=LR, fused=True, amsgrad=True),
+    "Adagrad": lambda m: torch.optim.Adagrad(m.parameters(), lr=LR, fused=True),
+    "two groups": lambda m: torch.optim.Adam(
+        [
+            {"params": list(m.gcn.parameters()), "lr": LR / 2},
+            {"params": [p for n, p in m.named_parameters() if not n.startswith("gcn.")]},
+        ],
+        lr=LR,
+        fused=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_other_optimizers(name: str) -> None:
+    step = compare(make_model(), batches(8), optimizer=OPTIMIZERS[name])
+    assert step.reason is None
+    assert step.program(next(batches(1))) is not None
+
+
+def test_an_optimizer_that_counts_in_python_is_not_recorded() -> None:
+    step = compare(
+        make_model(), batches(6), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=LR)
+    )
+    assert "gives a value of a tensor to Python" in str(step.reason)
 
 
 def test_a_tensor_given_twice() -> None:

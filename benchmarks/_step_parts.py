@@ -16,8 +16,7 @@ from benchmarks._harness import quantile
 from kgrec_fast.models import KGRec
 from kgrec_fast.models.reference import ReferenceKGRec
 from kgrec_fast.training.recorded_step import RecordedStep
-from kgrec_fast.training.recording import Call
-from kgrec_fast.training.steps import Batch, Check
+from kgrec_fast.training.recording import Call, Program
 
 IN_A_ROW = 5  # steps of a side at its turn: caches hold what its last step left, as in training
 BACKWARD, WHOLE = "backward of everything", "whole step"
@@ -153,19 +152,17 @@ class ClockedStep(RecordedStep):
         super().__init__(*args)
         self.operators: list[Operator] = []
         self.whole: list[float] = []
-        self._clocked: Callable[..., tuple[Tensor, ...]] | None = None
 
     def __call__(self, *args: Any) -> Tensor:
+        is_recorded = bool(self.operators)
         begin = time.perf_counter()
         loss = super().__call__(*args)
-        if self._clocked is not None:
+        if is_recorded:
             self.whole.append(time.perf_counter() - begin)
         return loss
 
-    def _run(self, recorded: Any, run: Any, batch: Batch, check: Check | None) -> Tensor:
-        if self._clocked is None:
-            self._clocked = recorded.program.compiled(self._wrapped)
-        return super()._run(recorded, self._clocked, batch, check)
+    def _compiled(self, program: Program) -> Callable[..., tuple[Tensor, ...]]:
+        return program.compiled(self._wrapped)
 
     def _wrapped(self, call: Call, function: Callable[..., Any]) -> Callable[..., Any]:
         operator = Operator(call.name)

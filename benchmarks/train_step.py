@@ -41,10 +41,10 @@ from kgrec_fast.data import KGDataset, PairLoader
 from kgrec_fast.graph import InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
 from kgrec_fast.models.reference import ReferenceKGRec, StepChoice
+from kgrec_fast.training.chosen_step import ChosenStep
 from kgrec_fast.training.memory import keep_freed_memory
 from kgrec_fast.training.optimizer import make_adam
-from kgrec_fast.training.recorded_step import RecordedStep, why_not_recorded
-from kgrec_fast.training.steps import CapturedStep, PlainStep, why_not_captured
+from kgrec_fast.training.steps import CapturedStep
 
 LEARNING_RATE = 1e-3
 BATCH_SIZE = 2048
@@ -131,12 +131,15 @@ def make_step(
     users = batches[0]["user_id"]
     optimizer = make_adam(model, LEARNING_RATE, 0.0)
     rng = torch.tensor([0, 0], device=users.device)
-    if capture and why_not_captured(model, users.device) is None:
-        step: PlainStep = CapturedStep(model, optimizer, rng, len(users))
-    elif capture and why_not_recorded(model, optimizer) is None:
-        step = RecordedStep(model, optimizer, rng)
-    else:
-        step = PlainStep(model, optimizer, rng)
+    step = ChosenStep(
+        model,
+        optimizer,
+        rng,
+        len(users),
+        cuda_graph=capture,
+        record_steps=None if capture else False,
+        note=lambda why: None,
+    )
     model.train()
     following = cycle(batches)
     return lambda: step(next(following)).item()

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
-from kgrec_fast import _library
 from kgrec_fast.ops._common import runs_native
 from kgrec_fast.training.recording import Program, Recorder
-from kgrec_fast.training.steps import Batch, Check, PlainStep
+from kgrec_fast.training.steps import Batch, Check, PlainStep, why_only_plain
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -54,7 +53,7 @@ class RecordedStep(PlainStep):
         super().__init__(model, optimizer, rng)
         self.reason: str | None = None
         self._is_first = True
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._parameters: list[Tensor] = []
         self._recorded: dict[Any, _Recorded] = {}  # by the sizes of the batch
         self._read: _Read | None = None  # by those
         self._in_vain = 0
@@ -72,7 +71,13 @@ class RecordedStep(PlainStep):
         sizes = _sizes(batch)
         before = self._recorded.get(sizes)
         if before is not None and before.run is not None:
-            return self._run(before, before.run, batch, check)
+            for parameter in self._parameters:  # first, as in a plain step
+                parameter.grad = None
+            loss, *grads = before.run(batch, check)
+            for parameter, grad in zip(before.with_grad, grads, strict=True):
+                parameter.grad = grad
+            increment_version(self._parameters)  # nobody else counts that they were written
+            return loss
         if before is None and len(self._recorded) == self.MOST_SIZES:
             return super().__call__(batch, check)
         return self._record(sizes, batch, check)
@@ -87,24 +92,13 @@ class RecordedStep(PlainStep):
         self._in_vain = self._in_vain + len(self._recorded) if in_vain else 0
         self._recorded.clear()
         self._read = _Read(self.model, self.optimizer)
+        self._parameters = self._read.parameters
         self.reason = why_not_recorded(self.model, self.optimizer)
         if self._in_vain >= self.MOST_IN_VAIN:
             self.reason = "attributes of the model or of the optimizer change from step to step"
 
-    def _run(
-        self,
-        recorded: _Recorded,
-        run: Callable[..., tuple[Tensor, ...]],
-        batch: Batch,
-        check: Check | None,
-    ) -> Tensor:
-        for parameter in self._parameters:  # first, as in a plain step
-            parameter.grad = None
-        loss, *grads = run(batch, check)
-        for parameter, grad in zip(recorded.with_grad, grads, strict=True):
-            parameter.grad = grad
-        increment_version(self._parameters)  # nobody else counts that they were written
-        return loss
+    def _compiled(self, program: Program) -> Callable[..., tuple[Tensor, ...]]:
+        return program.compiled()
 
     def _record(self, sizes: Any, batch: Batch, check: Check | None) -> Tensor:
         """A plain step, recorded while it is made."""
@@ -119,7 +113,8 @@ class RecordedStep(PlainStep):
         with recorder:
             loss = super().__call__(inputs, look)
         with_grad = [p for p in self._parameters if p.grad is not None]
-        program = recorder.program([loss, *(p.grad for p in with_grad)])
+        grads = [p.grad for p in with_grad if p.grad is not None]
+        program = recorder.program([loss, *grads])
         before = self._recorded.get(sizes)
         self.reason = recorder.reason
         if before is not None and self.reason is None:
@@ -128,7 +123,7 @@ class RecordedStep(PlainStep):
         if self.reason is not None:
             self._recorded.clear()
         elif before is not None:
-            recorded.run = program.compiled()
+            recorded.run = self._compiled(program)
         return loss
 
 
@@ -144,7 +139,7 @@ class _Read:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         groups, modules = optimizer.param_groups, list(model.modules())
         self._groups = groups
-        self._parameters = [p for group in groups for p in group["params"]]
+        self.parameters = [p for group in groups for p in group["params"]]
         self._dicts = [vars(optimizer), optimizer.state, *groups, *optimizer.state.values()]
         for module in modules:
             self._dicts += [vars(module), module._parameters, module._buffers, module._modules]
@@ -159,7 +154,7 @@ class _Read:
         return alike and all(map(operator.is_, objects, self._objects))
 
     def _now(self) -> tuple[list[Any], list[int]]:
-        parameters = self._parameters
+        parameters = self.parameters
         objects = list(chain.from_iterable(map(dict.values, self._dicts)))
         objects += chain.from_iterable(g["params"] for g in self._groups)
         objects += (getattr(p, name, None) for p in parameters for name in _PARAMETER_HOOKS)
@@ -172,10 +167,8 @@ def why_not_recorded(model: nn.Module, optimizer: torch.optim.Optimizer) -> str 
     device = next(model.parameters()).device
     if device.type != "cpu":
         return f"the model is on {device}, expected the CPU"
-    if not hasattr(model, "training_step"):
-        return f"{type(model).__name__} has no training_step"
-    if reason := _library.why_not_native(device):
-        return f"the ops would run as references ({reason})"
+    if reason := why_only_plain(model, device):
+        return reason
     modules = [m for m in model.modules() for hooks in _HOOKS if getattr(m, hooks)]
     if modules:
         return f"{type(modules[0]).__name__} has hooks, which would be called no more"

@@ -130,6 +130,11 @@ def why_not_captured(model: nn.Module, device: torch.device) -> str | None:
     """Why a step of the model cannot be captured, as far as it can be told before; else None."""
     if device.type != "cuda":
         return f"the model is on {device}, a CUDA graph needs it on CUDA"
+    return why_only_plain(model, device)
+
+
+def why_only_plain(model: nn.Module, device: torch.device) -> str | None:
+    """Why no other step of the model is made than plain ones, on whatever device; else None."""
     if not hasattr(model, "training_step"):
         return f"{type(model).__name__} has no training_step"
     if reason := _library.why_not_native(device):

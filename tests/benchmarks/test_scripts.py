@@ -24,6 +24,7 @@ from benchmarks import (
 from benchmarks._harness import Row, Timing
 from benchmarks._step_parts import BETWEEN, KINDS, OTHERS, Operator, by_name, kinds
 from kgrec_fast.data.atomic import load_atomic
+from kgrec_fast.training import chosen_step
 from kgrec_fast.training.steps import PlainStep
 
 
@@ -123,9 +124,9 @@ class Captured(PlainStep):
 @pytest.mark.filterwarnings("error:mae_msize")
 def test_train_step_as_if_on_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[float] = []
-    monkeypatch.setattr(train_step, "CapturedStep", Captured)
+    monkeypatch.setattr(chosen_step, "CapturedStep", Captured)
     monkeypatch.setattr(
-        train_step, "why_not_captured",
+        chosen_step, "why_not_captured",
         lambda model, device: None if hasattr(model, "training_step") else "as published",
     )  # fmt: skip
     monkeypatch.setattr(train_step.Device, "is_cuda", True)

@@ -326,6 +326,19 @@ def test_an_attribute_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step.program(next(batches(1))) is not None
 
 
+def test_parameters_that_are_given_to_the_optimizer_later() -> None:
+    def others(model: nn.Module) -> torch.optim.Optimizer:
+        named = model.named_parameters()
+        return torch.optim.Adam([p for n, p in named if n[:4] != "gcn."], lr=LR, fused=True)
+
+    def once(step: PlainStep, number: int) -> None:
+        if number == WARM_UP + 2:
+            step.optimizer.add_param_group({"params": list(step.model.gcn.parameters())})
+
+    step = compare(make_model(), batches(10), once, others)
+    assert step.program(next(batches(1))) is not None
+
+
 def test_a_rate_of_its_own_for_each_step() -> None:
     def schedule(step: PlainStep, number: int) -> None:
         step.optimizer.param_groups[0]["lr"] = LR / (number + 1)

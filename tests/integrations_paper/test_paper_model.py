@@ -114,7 +114,7 @@ def test_generate_and_rating(world):
         model.train(training)
         found = entities, users = model.generate()
         torch.testing.assert_close(found, plain.generate(), **EXACT)
-        torch.testing.assert_close(model.embeddings(), (users, entities), rtol=0, atol=0)
+        torch.testing.assert_close(model.embeddings(), (users, entities), **EXACT)
     wanted = torch.einsum("ud,id->ui", users, entities[:12])
     torch.testing.assert_close(model.rating(users, entities[:12]), wanted, **EXACT)
     with torch.no_grad():  # nothing is kept between calls

@@ -64,6 +64,13 @@ def test_gradcheck() -> None:
     )
 
 
+def assert_same_but_for_products(found: Tensor, wanted: Tensor) -> None:
+    """In float64, equal but for the last bits of dense products: which gradients are asked for says
+    whether ours or torch's makes them, which add up in the same order on some processors only.
+    """
+    torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (1, 2)])
 def test_gives_the_gradients_that_are_asked_for(wanted: tuple[int, ...]) -> None:
     graph, tensors = CASES["bipartite"].build(), inputs("bipartite", 8)
@@ -78,7 +85,7 @@ def test_gives_the_gradients_that_are_asked_for(wanted: tuple[int, ...]) -> None
     ((out * grad_out).sum() + (finite * grad_lse).sum()).backward()
     for index, tensor in enumerate(tensors):
         if index in wanted:
-            assert torch.equal(tensor.grad, everything[index])
+            assert_same_but_for_products(tensor.grad, everything[index])
         else:
             assert tensor.grad is None
 
@@ -279,7 +286,7 @@ def test_attention_and_mean_give_the_gradients_that_are_asked_for(wanted: tuple[
     torch.autograd.backward(out, grads)
     for index, leaf in enumerate(leaves):
         if index in wanted:
-            assert torch.equal(leaf.grad, everything[index])
+            assert_same_but_for_products(leaf.grad, everything[index])
         else:
             assert leaf.grad is None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_helpers import DIFFERENTIABLE, Example, Small, same
+from pytorch_helpers import DIFFERENTIABLE, Example, Small, close, same
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -95,4 +95,4 @@ def test_a_layer_with_dropout_in_a_checkpoint(reentrant: bool) -> None:
     def within(layer: AttnHGCN, *args: Any) -> Any:
         return checkpoint(layer, *args, use_reentrant=reentrant)
 
-    same(gradients(within), gradients(lambda layer, *args: layer(*args)))
+    close(gradients(within), gradients(lambda layer, *args: layer(*args)))

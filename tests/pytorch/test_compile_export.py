@@ -54,6 +54,10 @@ def test_ops_compile(name: str) -> None:
         torch.testing.assert_close(pulled(found, leaves), pulled(wanted, leaves))
 
 
+# Whose dense products are torch's in an exported program, and ours in eager mode.
+WITH_PRODUCTS = ("projected_attention", "attention_and_mean")
+
+
 @strictly
 @each_op
 def test_ops_export(name: str, strict: bool) -> None:
@@ -62,7 +66,8 @@ def test_ops_export(name: str, strict: bool) -> None:
     torch._dynamo.reset()
     program = torch.export.export(example, example.inputs, strict=strict).module()
     wanted, found = example(*example.inputs), program(*example.inputs)
-    close(found, wanted)
+    compare = close if name in WITH_PRODUCTS else same
+    compare(found, wanted)
     if example.of.op.differentiable:
         torch.testing.assert_close(pulled(found, leaves), pulled(wanted, leaves))
 

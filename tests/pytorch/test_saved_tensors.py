@@ -95,4 +95,6 @@ def test_a_layer_with_dropout_in_a_checkpoint(reentrant: bool) -> None:
     def within(layer: AttnHGCN, *args: Any) -> Any:
         return checkpoint(layer, *args, use_reentrant=reentrant)
 
-    close(gradients(within), gradients(lambda layer, *args: layer(*args)))
+    # That of old runs forward without a graph first, where the products are others.
+    compare = close if reentrant else same
+    compare(gradients(within), gradients(lambda layer, *args: layer(*args)))

@@ -18,9 +18,8 @@ from torch import Tensor
 from benchmarks._harness import interleave
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.models import KGRec, StepMasks
-from kgrec_fast.nn._arguments import narrowed_mask
 from kgrec_fast.nn._row_graphs import pays, triples_of
-from kgrec_fast.nn._rows import among
+from kgrec_fast.nn._rows import narrowed_mask
 
 Call = Callable[[], object]
 
@@ -75,8 +74,7 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
     sampled = None if masks.sampled is None else kg.edge_mask(masks.sampled, "row")
     found.add(kg, sampled, 1, 0)  # rationale scores
     encoded = encoded_edges(masks)
-    read = among(entities_read(model, masks, items), kg.num_cols)
-    wanted = torch.arange(kg.num_rows) < model.n_items
+    read, wanted = entities_read(model, masks, items), torch.arange(model.n_items)
     for view, rows, cols, last in ((encoded, 4, 2, read), (masks.contrast_edges, 2, 1, wanted)):
         mask: EdgeMask | None = kg.edge_mask(view, "row")
         for hop in range(n_hops):
@@ -84,10 +82,10 @@ def gathers(model: KGRec, masks: StepMasks, users: Tensor, items: Tensor) -> Gat
             if hop == 1:
                 mask = hops.later_mask(mask)
             if hop == n_hops - 1:
-                mask = narrowed_mask(graph, mask, last[: max(graph.num_rows, 1)])
+                mask = narrowed_mask(graph, mask, last)
             found.add(graph, mask, rows, cols)
     kept = None if masks.kept is None else inter.edge_mask(masks.kept, "row")
-    for_batch = narrowed_mask(inter, kept, among(users, inter.num_rows))
+    for_batch = narrowed_mask(inter, kept, users)
     found.add(inter, for_batch, n_hops, n_hops)
     view_ui = inter.edge_mask(masks.contrast_interactions, "row")
     found.add(inter, view_ui, 2 * n_hops - 1, 2 * n_hops - 1)  # no users of the last hop

@@ -124,7 +124,7 @@ KINDS = {
         "aten::mm",
         "aten::addmm",
         "aten::relu",
-        "aten::threshold",
+        "aten::threshold_backward",
         "aten::clamp_min",
         "kgrec_fast::project",
     ),

@@ -19,7 +19,7 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "Tensor? row_mask, Tensor? col_mask, int num_heads, bool keep_weight, "
       "Tensor? zero_edges) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "relation_attention_backward(Tensor grad_out, Tensor grad_lse, Tensor query, Tensor value, "
+      "relation_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor value, "
       "Tensor relation, Tensor? out, Tensor lse, Tensor weight, Tensor[] graph, Tensor? row_mask, "
       "Tensor? col_mask, int num_heads, Tensor? zero_edges) -> (Tensor, Tensor, Tensor)");
 
@@ -60,6 +60,9 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "row_subgraph(Tensor[] graph, Tensor? row_mask, Tensor ids, bool own_nodes, int num_cols, "
       "int num_relations) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("count_edges(Tensor rowptr, Tensor mask, Tensor? other, bool wide) -> Tensor");
+  m.def("edges_of_rows(Tensor rowptr, Tensor ids, Tensor? mask, int num_edges) -> Tensor");
 
   m.def("segment_sum(Tensor src, Tensor ptr) -> Tensor");
   m.def("segment_mean(Tensor src, Tensor ptr) -> Tensor");
@@ -121,4 +124,5 @@ STABLE_TORCH_LIBRARY(kgrec_fast, m) {
       "topk_mask(Tensor values, int? k, float? rate, bool largest, Tensor? mask, Tensor? rng, "
       "int[] streams, Tensor? index=None) -> Tensor");
   m.def("mask_positions(Tensor mask, int count) -> Tensor");
+  m.def("masked_slots(Tensor top, Tensor drawn) -> (Tensor, Tensor, Tensor)");
 }

@@ -23,7 +23,10 @@ MIN_TORCH = (2, 10)
 # Ops without a CUDA kernel: in their place CUDA tensors take torch's own.
 CPU_ONLY = frozenset(
     (
+        "count_edges",
         "edge_subgraph",
+        "edges_of_rows",
+        "masked_slots",
         "project",
         "project_backward_onto",
         "projection_head",

@@ -29,7 +29,7 @@ struct AttentionBackwardParams {
   int64_t num_heads = 1;
   Matrix value, relation;
   Matrix grad_out;                   // acc
-  const void* grad_lse = nullptr;    // acc [num_rows, num_heads]
+  const void* grad_lse = nullptr;    // acc [num_rows, num_heads], null for zeros
   const void* weight = nullptr;      // acc [E, num_heads]: a_e
   const void* zero_edges = nullptr;  // acc [num_rows], or null
   void* score_grad = nullptr;        // acc [E, num_heads]: ds_e

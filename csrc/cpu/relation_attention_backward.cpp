@@ -27,9 +27,9 @@ Tensor per_head(
 }
 
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
-    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const std::optional<Tensor>&, const Tensor&, const Tensor& weight,
-    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const Tensor& grad_out, const std::optional<Tensor>& grad_lse, const Tensor& query,
+    const Tensor& value, const Tensor& relation, const std::optional<Tensor>&, const Tensor&,
+    const Tensor& weight, const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask, int64_t num_heads,
     const std::optional<Tensor>& zero_edges) {
   AttentionBackwardParams params;
@@ -49,12 +49,15 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   check_relations(params.row);
   STD_TORCH_CHECK(
       g.size(1) == params.width && g.scalar_type() == acc, "grad_out does not fit query");
-  const Tensor gl = per_head(grad_lse, "grad_lse", num_rows, num_heads, acc);
+  std::optional<Tensor> gl;
+  if (grad_lse) {
+    gl = per_head(*grad_lse, "grad_lse", num_rows, num_heads, acc);
+    params.grad_lse = gl->const_data_ptr();
+  }
   const Tensor a = per_head(weight, "weight", params.row.num_edges, num_heads, acc);
   params.value = matrix(v);
   params.relation = matrix(r);
   params.grad_out = matrix(g);
-  params.grad_lse = gl.const_data_ptr();
   params.weight = a.const_data_ptr();
   params.zero_edges = zero_edges_of(zero_edges, params.row, params.dtype);
 

@@ -100,10 +100,13 @@ KGREC_INLINE void finish_score_grads(
   using V = typename S::V;
   const int heads = lanes.heads;
   const A* weight = static_cast<const A*>(p.weight) + begin * heads;
-  const A* grad_lse = static_cast<const A*>(p.grad_lse) + row * heads;
   A* grad = static_cast<A*>(p.score_grad) + begin * heads;
-  for (int k = 0; k < heads; ++k) {
-    delta[k] -= grad_lse[k];
+  const A* grad_lse = static_cast<const A*>(p.grad_lse);
+  if (grad_lse != nullptr) {
+    grad_lse += row * heads;
+    for (int k = 0; k < heads; ++k) {
+      delta[k] -= grad_lse[k];
+    }
   }
   lanes.spread(delta);
   for_vectors<A>((end - begin) * heads, [&](int64_t i, int n) {
@@ -112,7 +115,12 @@ KGREC_INLINE void finish_score_grads(
   });
   if (begin <= single && single < end) {
     // The softmax of one edge is 1 whatever its score.
-    std::copy(grad_lse, grad_lse + heads, grad + (single - begin) * heads);
+    A* only = grad + (single - begin) * heads;
+    if (grad_lse == nullptr) {
+      std::fill(only, only + heads, A(0));
+    } else {
+      std::copy(grad_lse, grad_lse + heads, only);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <functional>
+#include <tuple>
 
 #include "cpu/binding.h"
 #include "cpu/dispatch.h"
@@ -204,16 +205,13 @@ Tensor topk_mask(
   return out;
 }
 
-Tensor mask_positions(const Tensor& mask, int64_t count) {
+// The first `count` set bits of `bits`, contiguous, and -1 in the places that are left.
+void write_positions(const Tensor& bits, int64_t count, int64_t* out) {
   constexpr int64_t kPart = 1 << 14;
-  check_device(mask, "mask");
-  STD_TORCH_CHECK(count >= 0, "count is ", count, ", expected a count");
-  const Tensor bits = torch::stable::contiguous(mask);
   const int64_t n = bits.numel();
-  Tensor out = make(mask, {count}, ScalarType::Long);
   PositionsParams params;
   params.mask = mask_of(bits, n);
-  params.out = out.mutable_data_ptr<int64_t>();
+  params.out = out;
   const int64_t parts = (n + kPart - 1) / kPart;
   std::vector<int64_t> first(size_t(parts) + 1, 0);
   const auto for_parts = [&](const auto& f) {
@@ -236,8 +234,42 @@ Tensor mask_positions(const Tensor& mask, int64_t count) {
       KGREC_ISA_CALL(positions_write, params, begin, end, at, last);
     }
   });
-  std::fill(params.out + std::min(first.back(), count), params.out + count, int64_t{-1});
+  std::fill(out + std::min(first.back(), count), out + count, int64_t{-1});
+}
+
+Tensor mask_positions(const Tensor& mask, int64_t count) {
+  check_device(mask, "mask");
+  STD_TORCH_CHECK(count >= 0, "count is ", count, ", expected a count");
+  Tensor out = make(mask, {count}, ScalarType::Long);
+  write_positions(torch::stable::contiguous(mask), count, out.mutable_data_ptr<int64_t>());
   return out;
+}
+
+// Slots of the set bits of `top` and of the elements `drawn`, as many: what is in them, the weight
+// of each, and all that is in any.
+std::tuple<Tensor, Tensor, Tensor> masked_slots(const Tensor& top, const Tensor& drawn) {
+  check_device(top, "top");
+  const Tensor bits = torch::stable::contiguous(top);
+  const int64_t n = bits.numel(), count = drawn.numel();
+  const int64_t* element = flat<int64_t>(drawn, "drawn", count);
+  Tensor slots = make(top, {2 * count}, ScalarType::Long);
+  Tensor weight = make(top, {2 * count}, ScalarType::Float);
+  Tensor in_any = make(top, {n}, ScalarType::Bool);
+  int64_t* slot = slots.mutable_data_ptr<int64_t>();
+  write_positions(bits, count, slot);
+  std::copy_n(element, count, slot + count);
+  const uint8_t* in_top = mask_of(bits, n);
+  uint8_t* any = reinterpret_cast<uint8_t*>(in_any.mutable_data_ptr<bool>());
+  std::copy_n(in_top, n, any);
+  float* weights = weight.mutable_data_ptr<float>();
+  std::fill_n(weights, count, 1.0f);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t e = element[i];
+    STD_TORCH_CHECK(e >= 0 && e < n, "drawn[", i, "] is ", e, ", expected 0 <= drawn < ", n);
+    weights[count + i] = in_top[e] != 0 ? 0.0f : 1.0f;
+    any[e] = 1;
+  }
+  return {slots, weight, in_any};
 }
 
 }  // namespace
@@ -247,4 +279,5 @@ STABLE_TORCH_LIBRARY_IMPL(kgrec_fast, CPU, m) {
   m.impl("gumbel_noise", TORCH_BOX(&kgrec::cpu::gumbel_noise));
   m.impl("topk_mask", TORCH_BOX(&kgrec::cpu::topk_mask));
   m.impl("mask_positions", TORCH_BOX(&kgrec::cpu::mask_positions));
+  m.impl("masked_slots", TORCH_BOX(&kgrec::cpu::masked_slots));
 }

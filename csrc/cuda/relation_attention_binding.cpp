@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention(
 }
 
 std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
-    const Tensor& grad_out, const Tensor& grad_lse, const Tensor& query, const Tensor& value,
-    const Tensor& relation, const std::optional<Tensor>& out, const Tensor& lse, const Tensor&,
-    const Graph& graph, const std::optional<Tensor>& row_mask,
+    const Tensor& grad_out, const std::optional<Tensor>& grad_lse, const Tensor& query,
+    const Tensor& value, const Tensor& relation, const std::optional<Tensor>& out,
+    const Tensor& lse, const Tensor&, const Graph& graph, const std::optional<Tensor>& row_mask,
     const std::optional<Tensor>& col_mask, int64_t num_heads,
     const std::optional<Tensor>& zero_edges) {
   const OnDevice device(query, "query");
@@ -63,7 +63,8 @@ std::tuple<Tensor, Tensor, Tensor> relation_attention_backward(
   // It comes from a sum that was rounded to the type of query, whose gradient is of that type.
   const Tensor rounded = torch::stable::to(grad_out, query.scalar_type());
   const Tensor g = operand(rounded, "grad_out", num_rows, query);
-  const Tensor gl = torch::stable::contiguous(grad_lse);
+  const Tensor gl = grad_lse ? torch::stable::contiguous(*grad_lse)
+                             : torch::stable::new_zeros(lse, {num_rows, num_heads});
   params.width = q.size(1);
   params.num_heads = num_heads;
   check_heads(num_heads, params.width);

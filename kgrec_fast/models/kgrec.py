@@ -259,8 +259,8 @@ class KGRec(EdgeListSampling, Prediction):
         # Masked edges are sampled ones.
         encoded = ~masks.masked if masks.sampled is None else masks.sampled ^ masks.masked
 
-        ends = [ids.index_select(0, masks.slots).long() for ids in (kg.head, kg.col)]
-        read = torch.cat([*item_ids, *ends])
+        ends = [ids.index_select(0, masks.slots) for ids in (kg.head, kg.col)]
+        read = torch.cat([*item_ids, *ends]).long()
         chosen, entities, items = readers(entities, read, self.n_items, copies=4)
         # Of more users than there are, all are propagated once.
         few_users = None if user_ids is None or len(user_ids) >= self.n_users else user_ids

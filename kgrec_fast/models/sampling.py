@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kgrec_fast import ops
@@ -130,7 +131,8 @@ class StepSampler(nn.Module):
         """
         mask = None if sampled is None else kg.edge_mask(sampled, "row")
         mean = ops.edge_score_means(score, kg, mask, self.n_items, edge_order="row")
-        return 0.5 + 0.5 * mean.masked_fill(mean == 0, 1)
+        mean = F.threshold(mean, 0, 1)  # scores are not negative
+        return torch.rsub(mean, 0.5, alpha=-0.5)  # 0.5 + 0.5 * mean, in one pass
 
     @torch.no_grad()
     def draw(

@@ -155,17 +155,3 @@ def check_edge_values(
     check_floating(name, values, x)
     if values.shape != (graph.num_edges,):
         raise ValueError(f"{name} has shape {list(values.shape)}, expected [{graph.num_edges}]")
-
-
-def narrowed_mask(
-    graph: RelGraph | InteractionGraph, mask: EdgeMask | None, rows: Tensor
-) -> EdgeMask:
-    """The edges of a mask whose head is among some rows.
-
-    Args:
-        graph: The graph.
-        mask: Which of its edges are kept so far; None for all.
-        rows: bool [num_rows].
-    """
-    keep = rows.index_select(0, graph.head)
-    return graph.edge_mask(keep if mask is None else mask.row & keep, "row")

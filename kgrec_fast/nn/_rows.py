@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
 from kgrec_fast.ops._common import keeps_to_ops, readable
+from kgrec_fast.ops._edge_masks import edges_of_rows
 from kgrec_fast.ops._projection import takes_kernel
 
 # Filling single rows costs as much as filling so many in their order, where torch does it.
@@ -18,6 +20,16 @@ FEW = 8
 def among(ids: Tensor, size: int) -> Tensor:
     """bool [size], True at ``ids`` (int64)."""
     return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter(0, ids, True)
+
+
+def narrowed_mask(
+    graph: RelGraph | InteractionGraph, mask: EdgeMask | None, ids: Tensor
+) -> EdgeMask:
+    """The edges of a mask whose head is one of the rows ``ids`` (int64; there need be no such row).
+
+    A mask of None keeps all edges.
+    """
+    return graph.edge_mask(edges_of_rows(graph, ids, None if mask is None else mask.row), "row")
 
 
 def _looked_at() -> bool:
@@ -100,8 +112,10 @@ class _Readers(torch.autograd.Function):
             return total, None, None, None
         # The others are added in place: whoever reads all of x makes a gradient for this alone.
         grad = some.new_zeros(ctx.shape) if whole is None else whole
-        for term in terms:
-            grad[: term.shape[0]].add_(term)  # += would copy the sum onto itself
+        if terms:
+            head = grad[: terms[0].shape[0]]
+            for term in terms:
+                head.add_(term)  # += would copy the sum onto itself
         if chosen is not None and ids is not None:
             _add_rows(grad, ids, chosen)
         return grad, None, None, None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kgrec_fast.graph import EdgeMask, RelGraph, register_pytree
 from kgrec_fast.ops._common import check_count, check_graph
-from kgrec_fast.ops.segment import sum_segments
+from kgrec_fast.ops._edge_masks import count_edges
 
 # A graph of its own for the later hops pays where they lose at least this share of the edges.
 MIN_SAVING = 0.2
@@ -94,8 +94,7 @@ class HopGraphs:
         """How many edges of each row the later hops leave out: [A], or None for none at all."""
         if self.outer is None:
             return None
-        kept = self.outer if mask is None else self.outer & mask.row
-        return sum_segments(kept.to(dtype), self.first.rowptr)
+        return count_edges(self.first, self.outer, None if mask is None else mask.row, dtype)
 
     @torch.inference_mode(False)
     def to(self, device: torch.device | str) -> HopGraphs:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kgrec_fast import ops
 from kgrec_fast._numbers import check_int, check_number
 from kgrec_fast.graph import EdgeMask, InteractionGraph, RelGraph
-from kgrec_fast.nn._arguments import check_size, narrowed_mask
+from kgrec_fast.nn._arguments import check_size
 from kgrec_fast.nn._row_graphs import (
     interactions_of,
     pays,
@@ -19,7 +19,7 @@ from kgrec_fast.nn._row_graphs import (
     unmasked_interactions,
     unmasked_triples,
 )
-from kgrec_fast.nn._rows import among, only_rows, readers, within
+from kgrec_fast.nn._rows import narrowed_mask, only_rows, readers, within
 from kgrec_fast.nn._streams import MAX_HOPS, dropout_stream
 from kgrec_fast.nn.hops import HopGraphs
 from kgrec_fast.ops._common import accumulate_dtype
@@ -147,7 +147,7 @@ class Propagation(nn.Module):
                 inter, weight = interactions_of(inter, weight, user_ids, inter_mask)
                 inter_mask = None
             else:
-                inter_mask = narrowed_mask(inter, inter_mask, among(user_ids, inter.num_rows))
+                inter_mask = narrowed_mask(inter, inter_mask, user_ids)
         inter, weight, inter_mask = unmasked_interactions(inter, weight, inter_mask)
         for hop in range(self.n_hops):
             ids = entity_ids if hop == self.n_hops - 1 else None
@@ -177,8 +177,7 @@ class Propagation(nn.Module):
                     chosen, entity_emb, (items,) = readers(entity_emb, read, inter.num_cols)
                 entity_sum = chosen if known else entity_sum
             if ids is not None and not few_heads:
-                wanted = among(ids, max(hops.first.num_cols, graph.num_cols))
-                edge_mask = narrowed_mask(graph, edge_mask, wanted)
+                edge_mask = narrowed_mask(graph, edge_mask, ids)
             if hop == 0 and first is not None:
                 entity_agg = first
             else:

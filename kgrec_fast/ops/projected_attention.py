@@ -211,8 +211,6 @@ def _attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, value and relation."""
     query, x, relation, out, lse, edge_weight = saved
-    if grad_lse is None:
-        grad_lse = torch.zeros_like(lse)
     grads: tuple[Tensor, Tensor, Tensor] = torch.ops.kgrec_fast.relation_attention_backward(
         grad_out.to(lse.dtype), grad_lse, query, x, relation, out, lse, edge_weight, graph, *masks,
         num_heads, zero_edges,
@@ -309,6 +307,7 @@ class _ProjectedAttention(torch.autograd.Function):
             query, x, relation, graph, row_mask, col_mask, num_heads, True, zero_edges
         )
         ctx.num_heads = num_heads
+        ctx.set_materialize_grads(False)  # few read the log-sum-exp
         ctx.save_for_backward(
             query, x, relation, output_for_backward(out), lse, edge_weight, weight,
             row_mask, col_mask, zero_edges, *graph,
@@ -317,10 +316,14 @@ class _ProjectedAttention(torch.autograd.Function):
         return out.to(x.dtype), lse
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor, grad_lse: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors  # once: under checkpoint and hooks each look makes them anew
         saved, weight, masks, zero_edges = tensors[:6], tensors[6], tensors[7:9], tensors[9]
         graph = list(tensors[10:])
+        if grad_out is None:
+            grad_out = saved[1].new_zeros(len(graph[0]) - 1, saved[1].shape[1])
         grad_query, grad_x, grad_relation = _attention_backward(
             grad_out, grad_lse, saved, masks, graph, ctx.num_heads, zero_edges
         )

@@ -280,6 +280,8 @@ def masked_edges(
     drawn = random_permutation(num_sampled, rng, stream, count)
     if sampled is not None:
         drawn = mask_positions(sampled, num_sampled).index_select(0, drawn)
+    if not top.is_cuda and _common.runs_native(top.device) and not _common.keeps_to_ops():
+        return torch.ops.kgrec_fast.masked_slots(top, drawn)  # type: ignore[no-any-return]
     return _slots(top, mask_positions(top, count), drawn)
 
 
@@ -325,3 +327,8 @@ if _library.CPU.loaded:
     @torch.library.register_fake("kgrec_fast::mask_positions")
     def _(mask: Tensor, count: int) -> Tensor:
         return mask.new_empty(count, dtype=torch.int64)
+
+    @torch.library.register_fake("kgrec_fast::masked_slots")
+    def _(top: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight = drawn.new_empty(2 * drawn.size(0), dtype=torch.float32)
+        return drawn.new_empty(2 * drawn.size(0)), weight, top.new_empty(top.shape)

@@ -90,6 +90,23 @@ def test_gives_the_gradients_that_are_asked_for(wanted: tuple[int, ...]) -> None
             assert tensor.grad is None
 
 
+@pytest.mark.parametrize("of", [0, 1], ids=["sum", "log-sum-exp"])
+def test_gradients_of_one_result(of: int) -> None:
+    graph = CASES["bipartite"].build()
+    found, wanted = (
+        torch.autograd.grad(
+            torch.nan_to_num(function(*leaves, graph, 2, return_lse=True)[of], neginf=0).sum(),
+            leaves,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for function in (projected_attention, projected_attention_reference)
+        for leaves in [[t.requires_grad_() for t in inputs("bipartite", 8)]]
+    )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_agrees_with_the_two_steps_in_every_type(dtype: torch.dtype) -> None:
     graph, tensors = CASES["bipartite"].build(), inputs("bipartite", 64, dtype)

@@ -220,10 +220,29 @@ def test_opcheck(masked: bool, dtype: torch.dtype) -> None:
     torch.library.opcheck(torch.ops.kgrec_fast.relation_attention.default, arguments)
     detached = [x.detach() for x in leaves]
     out, lse, weight = torch.ops.kgrec_fast.relation_attention(*detached, *arguments[3:])
-    torch.library.opcheck(
-        torch.ops.kgrec_fast.relation_attention_backward.default,
-        (out, lse, *detached, out, lse, weight, *arguments[3:-2], beside),
+    backward = torch.ops.kgrec_fast.relation_attention_backward.default
+    rest = (*detached, out, lse, weight, *arguments[3:-2], beside)
+    torch.library.opcheck(backward, (out, lse, *rest))
+    torch.library.opcheck(backward, (out, None, *rest))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_gradient_of_the_log_sum_exp_is_zeros(name: str) -> None:
+    case = CASES[name]
+    graph, (query, value, relation) = case.build(), operands(case, 8, torch.float32)
+    tensors, native = graph.tensors(columns=True), torch.ops.kgrec_fast
+    mask = graph.edge_mask(random_mask(case))  # some rows have one edge left
+    out, lse, weight = native.relation_attention(
+        query, value, relation, tensors, mask.row, mask.col, 2, True, None
     )
+    none, zeros = (
+        native.relation_attention_backward(
+            out, grad_lse, query, value, relation, None, lse, weight, tensors, mask.row, mask.col,
+            2, None,
+        )
+        for grad_lse in (None, torch.zeros_like(lse))
+    )  # fmt: skip
+    assert all(map(torch.equal, none, zeros))
 
 
 def test_double_backward_raises() -> None:

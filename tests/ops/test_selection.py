@@ -207,6 +207,13 @@ def test_positions_do_not_depend_on_threads(isa: str) -> None:
             assert torch.equal(found, mask_positions_reference(mask, count))
 
 
+def test_slots_refuse_what_is_no_element() -> None:
+    mask = random_mask(50, 0.5)
+    for bad in (-1, 50):
+        with pytest.raises(RuntimeError, match=rf"drawn\[1\] is {bad}, expected 0 <= drawn < 50"):
+            torch.ops.kgrec_fast.masked_slots(mask, torch.tensor([3, bad]))
+
+
 # -- torch ----------------------------------------------------------------------------------------
 
 
@@ -216,6 +223,7 @@ def test_opcheck() -> None:
     check(native.topk_mask.default, (values, 7, None, True, mask, RNG, [1, 2]))
     check(native.topk_mask.default, (values, None, 0.5, False, None, None, []))
     check(native.mask_positions.default, (mask, 30))
+    check(native.masked_slots.default, (mask, torch.tensor([3, 49, 4])))
     check(native.gumbel_noise.default, (30, RNG, 4))
 
 

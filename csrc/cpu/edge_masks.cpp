@@ -89,8 +89,10 @@ Tensor count_edges(
 
 // The edges in the mask whose row is one of `ids`, which may name rows beyond the last: bool [E].
 Tensor edges_of_rows(
-    const Tensor& rowptr, const Tensor& ids, const std::optional<Tensor>& mask, int64_t num_edges) {
+    const Tensor& rowptr, const Tensor& ids_any, const std::optional<Tensor>& mask,
+    int64_t num_edges) {
   const RowMasks rows = row_masks(rowptr, num_edges, mask, std::nullopt);
+  const Tensor ids = torch::stable::contiguous(ids_any);
   const int64_t* id = flat<int64_t>(ids, "ids", ids.numel());
   std::vector<uint8_t> wanted(size_t(rows.num_rows));
   for (int64_t i = 0; i < ids.numel(); ++i) {

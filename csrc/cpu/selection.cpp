@@ -247,9 +247,10 @@ Tensor mask_positions(const Tensor& mask, int64_t count) {
 
 // Slots of the set bits of `top` and of the elements `drawn`, as many: what is in them, the weight
 // of each, and all that is in any.
-std::tuple<Tensor, Tensor, Tensor> masked_slots(const Tensor& top, const Tensor& drawn) {
+std::tuple<Tensor, Tensor, Tensor> masked_slots(const Tensor& top, const Tensor& drawn_any) {
   check_device(top, "top");
   const Tensor bits = torch::stable::contiguous(top);
+  const Tensor drawn = torch::stable::contiguous(drawn_any);
   const int64_t n = bits.numel(), count = drawn.numel();
   const int64_t* element = flat<int64_t>(drawn, "drawn", count);
   Tensor slots = make(top, {2 * count}, ScalarType::Long);

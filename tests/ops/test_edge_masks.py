@@ -82,6 +82,13 @@ def test_edges_of_users() -> None:
     assert edges_of_rows(inter, torch.tensor([3, 1]), None).tolist() == [False, True, True, True]
 
 
+def test_ids_that_lie_apart() -> None:
+    graph = CASES["bipartite"].build()
+    pairs = torch.tensor([[1, 0], [4, 0], [2, 0]])
+    wanted = edges_of_rows(graph, torch.tensor([1, 4, 2]), None)
+    assert torch.equal(edges_of_rows(graph, pairs[:, 0], None), wanted)
+
+
 def test_threads_do_not_matter() -> None:
     case = CASES["hub row"]
     graph, (mask, other) = case.build(), masks_of(case)

@@ -15,14 +15,16 @@ from scipy.stats import mannwhitneyu
 from benchmarks import (
     baselines,
     floor,
+    large_draws,
     layer_swap,
     quality,
     rationale_auc,
     train_step,
     write_hopwise_split,
 )
-from benchmarks._harness import Row, Timing
+from benchmarks._harness import MismatchError, Row, Timing
 from benchmarks._step_parts import BETWEEN, KINDS, OTHERS, Operator, by_name, kinds
+from kgrec_fast import ops
 from kgrec_fast.data.atomic import load_atomic
 from kgrec_fast.training import chosen_step
 from kgrec_fast.training.steps import PlainStep
@@ -88,6 +90,19 @@ def test_train_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert row["extra"]["rest"] == pytest.approx(shares[OTHERS] + shares[BETWEEN])
     assert row["extra"]["plain_seconds"] > 0
     assert "share of our step" in capsys.readouterr().out
+
+
+def test_large_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = run(large_draws.main, tmp_path)["rows"]
+    assert [(r["graph"], r["baseline"]) for r in rows] == [
+        ("10,000 interactions", "torch.multinomial"),
+        ("100,000 weights", None),
+    ]
+    assert all(r["extra"]["bytes_an_element"] > 0 for r in rows)
+    # Too few, and one of them without weight.
+    monkeypatch.setattr(ops, "topk_mask", lambda values, *_, **__: torch.arange(values.numel()) < 5)
+    with pytest.raises(MismatchError, match="weights: 5 drawn"):
+        large_draws.check("weights", 100)
 
 
 def test_operators_by_kind_and_name() -> None:

@@ -227,11 +227,21 @@ class _Graph:
 
         Raises:
             ValueError: the file holds something else.
+            OSError: it cannot be read.
         """
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception:  # a file of another kind can make an unpickler raise anything
+            content = None
         kind = content.pop("kind", None) if isinstance(content, dict) else None
         if kind != cls.__name__:
             raise ValueError(f"{path} holds {kind or 'no graph'}, expected a {cls.__name__}")
+        if content.keys() != {f.name for f in fields(cls) if not f.kw_only}:
+            raise ValueError(
+                f"{path} lacks what a {kind} has, or has more: expected what this version saves"
+            )
         return cls(**content)
 
 

@@ -40,10 +40,17 @@ def describe() -> dict[str, str]:
         "ops on cuda": f"{len(on_cuda)} of {len(_library.ops_for_cuda())}"
         f"{': ' if on_cuda else ''}{', '.join(on_cuda)}",
         "cuda tensors": f"reference ops{detail}" if why_not else "native kernels",
-        "cpu isa": f"{_library.isa()} (this machine has: "
-        f"{', '.join(_library.supported_isas()) or 'none loaded'})",
+        "cpu isa": _cpu_isa(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _cpu_isa() -> str:
+    try:
+        supported = ", ".join(_library.supported_isas()) or "none loaded"
+    except RuntimeError as error:  # the variable names none, at which every op fails
+        return f"none: KGREC_FAST_ISA{str(error).partition('KGREC_FAST_ISA')[2]}"
+    return f"{_library.isa()} (this machine has: {supported})"
 
 
 def main() -> None:

@@ -228,6 +228,14 @@ def test_saves_and_loads(tmp_path: Path) -> None:
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds no graph"):
         RelGraph.load(tmp_path / "list.pt")
+    (tmp_path / "text.pt").write_text("head,relation,tail")
+    with pytest.raises(ValueError, match=r"text\.pt holds no graph, expected a RelGraph"):
+        RelGraph.load(tmp_path / "text.pt")
+    with pytest.raises(FileNotFoundError, match=r"none\.pt"):
+        RelGraph.load(tmp_path / "none.pt")
+    torch.save({"kind": "RelGraph", "rowptr": graph.rowptr}, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=r"part\.pt lacks what a RelGraph has, or has more"):
+        RelGraph.load(tmp_path / "part.pt")
     assert torch.equal(pickle.loads(pickle.dumps(graph)).perm, graph.perm)
 
 

@@ -3,7 +3,10 @@ CPU as it is."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +31,19 @@ def test_info_names_what_is_loaded() -> None:
     count, total = re.match(r"(\d+) of (\d+)", facts["ops on cuda"]).groups()  # type: ignore
     assert (int(count), int(total)) == (len(_library.cuda_op_names()), len(_library.ops_for_cuda()))
     assert facts["ops on cuda"].count(",") == max(int(count) - 1, 0)
+
+
+@pytest.mark.skipif(not _library.CPU.loaded, reason="no CPU kernels")
+def test_info_says_what_is_wrong_with_the_instruction_set() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kgrec_fast.info"],
+        env={**os.environ, "KGREC_FAST_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = (x for x in done.stdout.splitlines() if x.startswith("cpu isa"))
+    assert line.endswith("none: KGREC_FAST_ISA is sse9, expected baseline, avx2 or avx512")
 
 
 def test_cuda_ops_are_there_where_their_library_is() -> None:

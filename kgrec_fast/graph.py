@@ -23,6 +23,7 @@ from kgrec_fast.graph_build import (
     MAX_PARTS,
     MIN_PARTS,
     SLOT_SHARE,
+    check_dense,
     check_edges,
     check_ids,
     outliving,
@@ -195,6 +196,7 @@ class _Graph:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(f"{name} is {kind}, expected a torch.bool tensor")
+        check_dense(name, mask)
         if mask.shape != (self.num_edges,):
             raise ValueError(f"{name} has shape {list(mask.shape)}, expected [{self.num_edges}]")
         if mask.device != self.device:

@@ -34,13 +34,19 @@ MIN_PARTS = 8
 # Validation
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    # torch.compile does not let layouts be asked for in a backward pass.
+    if not torch.compiler.is_compiling() and (x.layout != torch.strided or x.is_nested):
+        layout = "that of nested tensors" if x.is_nested else x.layout
+        raise TypeError(f"{name} has layout {layout}, expected torch.strided, a dense tensor")
+
+
 def check_edges(name: str, index: Tensor, *shape: int | None) -> None:
     if not isinstance(index, Tensor):
         raise TypeError(f"{name} is a {type(index).__name__}, expected a torch.Tensor")
     if index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} has dtype {index.dtype}, expected torch.int64 or torch.int32")
-    if index.layout != torch.strided:
-        raise TypeError(f"{name} has layout {index.layout}, expected torch.strided: ids, no matrix")
+    check_dense(name, index)
     wanted = "[" + ", ".join("E" if s is None else str(s) for s in shape) + "]"
     fits = index.dim() == len(shape) and all(
         s is None or s == n for s, n in zip(shape, index.shape, strict=True)

@@ -14,6 +14,7 @@ from torch.utils import _pytree
 from kgrec_fast import _library
 from kgrec_fast._numbers import check_int, check_number
 from kgrec_fast.graph import EdgeMask, _Graph
+from kgrec_fast.graph_build import check_dense as check_dense
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
 _ops = torch.ops.kgrec_fast
@@ -103,13 +104,6 @@ def check_matrix(name: str, x: object, rows: int, like: Tensor | None = None) ->
     if x.dtype != like.dtype:
         raise TypeError(f"{name} has dtype {x.dtype}, expected {like.dtype}, as the other operands")
     check_device(name, x, like.device)
-
-
-def check_dense(name: str, x: Tensor) -> None:
-    # torch.compile does not let layouts be asked for in a backward pass.
-    if not torch.compiler.is_compiling() and (x.layout != torch.strided or x.is_nested):
-        layout = "that of nested tensors" if x.is_nested else x.layout
-        raise TypeError(f"{name} has layout {layout}, expected torch.strided, a dense tensor")
 
 
 def check_device(name: str, x: Tensor, device: torch.device) -> None:

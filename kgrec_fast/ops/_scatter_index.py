@@ -51,6 +51,7 @@ def _check_index(index: Tensor, device: torch.device) -> Tensor:
     if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
         found = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is {found}, expected an int64 or int32 tensor")
+    _common.check_dense("index", index)
     if index.device != device:
         raise ValueError(f"index is on {index.device}, expected {device}, the device of src")
     return index.long()

@@ -26,6 +26,7 @@ def _check(z1: Tensor, z2: Tensor, permutation: Tensor, tau: float) -> float:
     if not isinstance(permutation, Tensor) or permutation.dtype != torch.int64:
         found = permutation.dtype if isinstance(permutation, Tensor) else type(permutation).__name__
         raise TypeError(f"permutation is {found}, expected an int64 tensor")
+    _common.check_dense("permutation", permutation)
     if permutation.shape != (rows,):
         raise ValueError(f"permutation has shape {list(permutation.shape)}, expected [{rows}]")
     _common.check_device("permutation", permutation, z1.device)

@@ -51,6 +51,7 @@ def _check_row_ids(row_ids: Tensor | None, x: Tensor) -> None:
     if not isinstance(row_ids, Tensor) or row_ids.dtype != torch.int64:
         found = row_ids.dtype if isinstance(row_ids, Tensor) else type(row_ids).__name__
         raise TypeError(f"row_ids is {found}, expected an int64 tensor")
+    _common.check_dense("row_ids", row_ids)
     if row_ids.shape != x.shape[:1]:
         raise ValueError(f"row_ids has shape {list(row_ids.shape)}, expected [{x.size(0)}]")
     _common.check_device("row_ids", row_ids, x.device)

@@ -58,6 +58,7 @@ def check_rng(rng: Tensor | None, device: torch.device | None = None) -> Tensor:
     if not isinstance(rng, Tensor) or rng.dtype != torch.int64:
         found = f"{rng.dtype} tensor" if isinstance(rng, Tensor) else type(rng).__name__
         raise TypeError(f"rng is {found}, expected an int64 tensor (seed, step)")
+    _common.check_dense("rng", rng)
     if rng.shape != (2,):
         raise ValueError(f"rng has shape {list(rng.shape)}, expected [2]: (seed, step)")
     if device is not None and rng.device != device:

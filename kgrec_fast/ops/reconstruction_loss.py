@@ -27,6 +27,7 @@ def _check(
         is_tensor = isinstance(relation_ids, Tensor)
         found = relation_ids.dtype if is_tensor else type(relation_ids).__name__
         raise TypeError(f"relation_ids is {found}, expected an int64 or int32 tensor")
+    _common.check_dense("relation_ids", relation_ids)
     if relation_ids.shape != (slots,):
         raise ValueError(f"relation_ids has shape {list(relation_ids.shape)}, expected [{slots}]")
     _common.check_device("relation_ids", relation_ids, head.device)

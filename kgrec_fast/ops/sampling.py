@@ -303,6 +303,7 @@ def sample_negatives(
     if not isinstance(users, Tensor) or users.dtype != torch.int64:
         found = users.dtype if isinstance(users, Tensor) else type(users).__name__
         raise TypeError(f"users is {found}, expected an int64 tensor")
+    _common.check_dense("users", users)
     if users.dim() != 1:
         raise ValueError(f"users has shape {list(users.shape)}, expected [B]")
     _common.check_device("users", users, graph.device)

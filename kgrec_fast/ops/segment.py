@@ -37,6 +37,7 @@ def check_ptr(ptr: Tensor, size: int, device: torch.device) -> None:
     if not isinstance(ptr, Tensor) or ptr.dtype != torch.int64:
         found = ptr.dtype if isinstance(ptr, Tensor) else type(ptr).__name__
         raise TypeError(f"ptr is {found}, expected an int64 tensor")
+    _common.check_dense("ptr", ptr)
     if ptr.dim() != 1 or ptr.numel() == 0:
         raise ValueError(f"ptr has shape {list(ptr.shape)}, expected [segments + 1]")
     if ptr.device != device:

@@ -27,6 +27,7 @@ def _check_mask(name: str, mask: Tensor, like: Tensor | None = None) -> None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = f"{mask.dtype} tensor" if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"{name} is a {found}, expected a bool tensor")
+    _common.check_dense(name, mask)
     if mask.dim() != 1 or (like is not None and mask.shape != like.shape):
         expected = "[n]" if like is None else list(like.shape)
         raise ValueError(f"{name} has shape {list(mask.shape)}, expected {expected}")
@@ -51,6 +52,7 @@ def _check_index(index: Tensor, values: Tensor) -> None:
     if not isinstance(index, Tensor) or index.dtype != torch.int32:
         found = f"{index.dtype} tensor" if isinstance(index, Tensor) else type(index).__name__
         raise TypeError(f"index is a {found}, expected an int32 tensor")
+    _common.check_dense("index", index)
     if index.dim() != 1:
         raise ValueError(f"index has shape {list(index.shape)}, expected [n]")
     _common.check_device("index", index, values.device)

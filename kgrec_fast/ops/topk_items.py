@@ -232,6 +232,7 @@ def _check_ints(
     if not isinstance(x, Tensor) or x.dtype not in dtypes:
         found = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} is {found}, expected a tensor of {' or '.join(map(str, dtypes))}")
+    _common.check_dense(name, x)
     if x.dim() != 1:
         raise ValueError(f"{name} has shape {list(x.shape)}, expected one dimension")
     _common.check_device(name, x, device)

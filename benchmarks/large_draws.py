@@ -28,22 +28,23 @@ STREAMS: tuple[int, ...] = (1, 2)
 CHECKED = 100_000  # elements that the reference draws from too
 
 
-def log_weights(count: int) -> Tensor:
-    """Standard normal, but for every tenth element, which has a weight of zero."""
-    weights = torch.randn(count, generator=torch.Generator().manual_seed(1))
-    weights[::10] = -torch.inf
-    return weights
+def operands(what: str, count: int) -> tuple[Tensor, Tensor | None, tuple[int, ...]]:
+    """Log-weights, of which every tenth is -inf, the item of each element (None where an element
+    has a weight of its own), and the streams of noise.
+    """
+    generator = torch.Generator().manual_seed(1)
+    values = torch.randn(NUM_ITEMS if what == "interactions" else count, generator=generator)
+    values[::10] = -torch.inf
+    if what == "weights":
+        return values, None, STREAMS[:1]
+    index = torch.randint(NUM_ITEMS, (count,), dtype=torch.int32, generator=generator)
+    return values, index, STREAMS
 
 
 def prepare(side: str, what: str, count: str) -> Callable[[], Tensor]:
     """A draw of a tenth of ``count`` elements, by "ours", "reference" or "multinomial"."""
-    n = int(count)
-    k, rng = int(SHARE * n), torch.tensor([2024, 1])
-    if what == "interactions":
-        values, streams = log_weights(NUM_ITEMS), STREAMS
-        index = torch.randint(NUM_ITEMS, (n,), dtype=torch.int32)
-    else:
-        values, streams, index = log_weights(n), STREAMS[:1], None
+    values, index, streams = operands(what, int(count))
+    k, rng = int(SHARE * int(count)), torch.tensor([2024, 1])
     if side == "multinomial":
         weights = (values if index is None else values[index.long()]).exp()
         return lambda: torch.multinomial(weights, k)
@@ -55,22 +56,13 @@ def check(what: str, count: int) -> None:
     """Raises MismatchError unless a draw has the right size, nothing of no weight, and, of a few
     elements, what the reference has.
     """
-    torch.manual_seed(3)
     found = prepare("ours", what, str(count))()
-    torch.manual_seed(3)
-    if what == "interactions":
-        index = torch.randint(NUM_ITEMS, (count,), dtype=torch.int32)
-        impossible = index % 10 == 0
-    else:
-        impossible = torch.arange(count, dtype=torch.int32) % 10 == 0
+    values, index, _ = operands(what, count)
+    impossible = torch.isneginf(values if index is None else values[index.long()])
     if int(found.sum()) != int(SHARE * count) or bool((found & impossible).any()):
         raise MismatchError(f"{what}: {int(found.sum())} drawn, or some whose weight is zero")
     few = str(min(count, CHECKED))
-    both = []
-    for side in ("ours", "reference"):
-        torch.manual_seed(3)
-        both.append(prepare(side, what, few)())
-    if not torch.equal(*both):
+    if not torch.equal(*(prepare(side, what, few)() for side in ("ours", "reference"))):
         raise MismatchError(f"{what}: the reference draws others")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from kgrec_fast import cuda_plan
+from kgrec_fast._files import unpickled
 from kgrec_fast._numbers import check_int
 from kgrec_fast.graph_build import (
     MAX_ID,
@@ -219,8 +220,12 @@ class _Graph:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Writes the graph to `path` (torch.save of plain tensors and ints)."""
-        content = {f.name: getattr(self, f.name) for f in fields(self) if not f.kw_only}
+        content = {name: getattr(self, name) for name in self._saved()}
         torch.save({"kind": type(self).__name__, **content}, path)
+
+    @classmethod
+    def _saved(cls) -> list[str]:
+        return [f.name for f in fields(cls) if not f.kw_only]
 
     @classmethod
     @torch.inference_mode(False)
@@ -231,16 +236,11 @@ class _Graph:
             ValueError: the file holds something else.
             OSError: it cannot be read.
         """
-        try:
-            content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
-        except Exception:  # a file of another kind can make an unpickler raise anything
-            content = None
+        content = unpickled(path)
         kind = content.pop("kind", None) if isinstance(content, dict) else None
         if kind != cls.__name__:
             raise ValueError(f"{path} holds {kind or 'no graph'}, expected a {cls.__name__}")
-        if content.keys() != {f.name for f in fields(cls) if not f.kw_only}:
+        if content.keys() != set(cls._saved()):
             raise ValueError(
                 f"{path} lacks what a {kind} has, or has more: expected what this version saves"
             )

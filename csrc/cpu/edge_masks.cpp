@@ -1,11 +1,10 @@
 // Masks of the edges of a graph, by its rows.
 
 #include "cpu/binding.h"
+#include "cpu/mask_bits.h"
 
 namespace kgrec::cpu {
 namespace {
-
-constexpr int64_t kGrainEdges = 1 << 14;
 
 // Pointers to the edges of rows, and to bits of each of these.
 struct RowMasks {
@@ -32,45 +31,21 @@ RowMasks row_masks(
   return rows;
 }
 
-// f(row) for all rows, on torch's threads, as many rows each as hold some edges.
+// f(row) for all rows, on torch's threads.
 template <class F>
 void for_rows(const RowMasks& p, const F& f) {
-  const int64_t grain =
-      std::max<int64_t>(1, p.num_rows * kGrainEdges / std::max<int64_t>(1, p.num_edges));
-  torch::stable::parallel_for(0, p.num_rows, grain, [&](int64_t begin, int64_t end) {
+  const int64_t edges_a_row = p.num_edges / std::max<int64_t>(p.num_rows, 1);
+  parallel_rows(p.num_rows, edges_a_row, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       f(row);
     }
   });
 }
 
-constexpr uint64_t kOnes = 0x0101010101010101;
-
-// Eight bytes, 1 for each that is not 0.
-uint64_t eight_bits(const uint8_t* bytes) {
-  uint64_t x;
-  std::memcpy(&x, bytes, sizeof(x));
-  return ((((x & ~(kOnes << 7)) + ~(kOnes << 7)) | x) >> 7) & kOnes;
-}
-
-// Rows are short: eight edges at once, since vectors would not fill.
-int64_t count_both(const uint8_t* mask, const uint8_t* other, int64_t begin, int64_t end) {
-  int64_t count = 0;
-  for (; begin + 8 <= end; begin += 8) {
-    const uint64_t both = eight_bits(mask + begin) & eight_bits(other + begin);
-    count += int64_t((both * kOnes) >> 56);
-  }
-  for (; begin < end; ++begin) {
-    count += (mask[begin] != 0) & (other[begin] != 0);
-  }
-  return count;
-}
-
 template <class T>
 void write_counts(const RowMasks& p, T* out) {
-  const uint8_t* other = p.other == nullptr ? p.mask : p.other;
   for_rows(p, [&](int64_t row) {
-    out[row] = T(count_both(p.mask, other, p.rowptr[row], p.rowptr[row + 1]));
+    out[row] = T(count_kept(p.mask, p.other, p.rowptr[row], p.rowptr[row + 1]));
   });
 }
 

@@ -101,12 +101,11 @@ KGREC_INLINE void finish_score_grads(
   const int heads = lanes.heads;
   const A* weight = static_cast<const A*>(p.weight) + begin * heads;
   A* grad = static_cast<A*>(p.score_grad) + begin * heads;
-  const A* grad_lse = static_cast<const A*>(p.grad_lse);
-  if (grad_lse != nullptr) {
-    grad_lse += row * heads;
-    for (int k = 0; k < heads; ++k) {
-      delta[k] -= grad_lse[k];
-    }
+  const auto grad_lse = [&](int k) {
+    return p.grad_lse == nullptr ? A(0) : static_cast<const A*>(p.grad_lse)[row * heads + k];
+  };
+  for (int k = 0; k < heads; ++k) {
+    delta[k] -= grad_lse(k);
   }
   lanes.spread(delta);
   for_vectors<A>((end - begin) * heads, [&](int64_t i, int n) {
@@ -115,11 +114,8 @@ KGREC_INLINE void finish_score_grads(
   });
   if (begin <= single && single < end) {
     // The softmax of one edge is 1 whatever its score.
-    A* only = grad + (single - begin) * heads;
-    if (grad_lse == nullptr) {
-      std::fill(only, only + heads, A(0));
-    } else {
-      std::copy(grad_lse, grad_lse + heads, only);
+    for (int k = 0; k < heads; ++k) {
+      grad[(single - begin) * heads + k] = grad_lse(k);
     }
   }
 }

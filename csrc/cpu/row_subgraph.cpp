@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/binding.h"
+#include "cpu/mask_bits.h"
 
 namespace kgrec::cpu {
 namespace {
@@ -34,18 +35,6 @@ void sort_by(
     const int32_t e = edges == nullptr ? int32_t(i) : edges[i];
     sorted[--first[key[e]]] = e;
   }
-}
-
-// How many edges of [begin, end) a mask keeps.
-int64_t count_kept(const uint8_t* mask, int64_t begin, int64_t end) {
-  if (mask == nullptr) {
-    return end - begin;
-  }
-  int64_t count = 0;
-  for (int64_t e = begin; e < end; ++e) {
-    count += mask[e] != 0;
-  }
-  return count;
 }
 
 // f(e) for each edge of [begin, end) that a mask keeps: a mask is random, so they are listed some
@@ -178,7 +167,7 @@ row_subgraph(
   int64_t* row = rowptr.mutable_data_ptr<int64_t>();
   row[0] = 0;
   for_ids([&](int64_t i, int64_t begin, int64_t end) {
-    row[i + 1] = count_kept(rows.mask, begin, end);
+    row[i + 1] = count_kept(rows.mask, nullptr, begin, end);
   });
   for (int64_t i = 0; i < num_ids; ++i) {
     row[i + 1] += row[i];

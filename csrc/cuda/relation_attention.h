@@ -35,7 +35,7 @@ struct AttentionBackwardParams {
   const void* zero_edges = nullptr;  // acc [num_rows], or null
   const void* out = nullptr;         // acc [num_rows, width]
   const void* lse = nullptr;         // acc [num_rows, num_heads]
-  const void* grad_lse = nullptr;    // acc [num_rows, num_heads], or null: zeros
+  const void* grad_lse = nullptr;    // acc [num_rows, num_heads]
   void* edge_grad = nullptr;         // acc [E, num_heads, 2]: a_e and ds_e
   void* grad_query = nullptr;        // acc [num_rows, width]: what heads give
   void* partial = nullptr;           // acc [num_chunks, width]

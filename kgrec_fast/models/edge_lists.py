@@ -14,8 +14,8 @@ from torch import Tensor
 from kgrec_fast import ops
 from kgrec_fast.graph import RelGraph
 from kgrec_fast.models.sampling import share_of
-from kgrec_fast.nn._rows import among
 from kgrec_fast.nn._streams import draw_rng
+from kgrec_fast.ops._edge_masks import among
 from kgrec_fast.ops.random import Stream
 
 

@@ -17,11 +17,6 @@ from kgrec_fast.ops._projection import takes_kernel
 FEW = 8
 
 
-def among(ids: Tensor, size: int) -> Tensor:
-    """bool [size], True at ``ids`` (int64)."""
-    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter(0, ids, True)
-
-
 def narrowed_mask(
     graph: RelGraph | InteractionGraph, mask: EdgeMask | None, ids: Tensor
 ) -> EdgeMask:

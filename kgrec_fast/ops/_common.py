@@ -49,6 +49,11 @@ def runs_native(device: torch.device) -> bool:
     return False
 
 
+def runs_cpu_op(device: torch.device) -> bool:
+    """Whether an op that the CPU alone has (`_library.CPU_ONLY`) runs, and not torch's own."""
+    return device.type != "cuda" and runs_native(device)
+
+
 def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for everything shorter."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -11,8 +11,9 @@ from kgrec_fast.ops import _common
 from kgrec_fast.ops.segment import sum_segments
 
 
-def _takes_kernel(x: Tensor) -> bool:
-    return not x.is_cuda and _common.runs_native(x.device) and not _common.keeps_to_ops()
+def among(ids: Tensor, size: int) -> Tensor:
+    """bool [size], True at ``ids`` (int64)."""
+    return torch.zeros(size, dtype=torch.bool, device=ids.device).scatter(0, ids, True)
 
 
 def count_edges(
@@ -29,7 +30,7 @@ def count_edges(
     Returns:
         [num_rows] of that dtype. O(E).
     """
-    if _takes_kernel(mask):
+    if _common.runs_cpu_op(mask.device) and not _common.keeps_to_ops():
         return torch.ops.kgrec_fast.count_edges(  # type: ignore[no-any-return]
             graph.rowptr, mask, other, dtype == torch.float64
         )
@@ -48,12 +49,11 @@ def edges_of_rows(graph: RelGraph | InteractionGraph, ids: Tensor, mask: Tensor 
     Returns:
         bool [E], row order. O(E + n).
     """
-    if _takes_kernel(ids):
+    if _common.runs_cpu_op(ids.device) and not _common.keeps_to_ops():
         return torch.ops.kgrec_fast.edges_of_rows(  # type: ignore[no-any-return]
             graph.rowptr, ids, mask, graph.num_edges
         )
-    rows = torch.zeros(graph.num_rows + 1, dtype=torch.bool, device=ids.device)
-    rows = rows.scatter(0, ids.clamp(max=graph.num_rows), True)
+    rows = among(ids.clamp(max=graph.num_rows), graph.num_rows + 1)
     chosen = rows.index_select(0, graph.head)
     return chosen if mask is None else chosen & mask
 

@@ -12,7 +12,7 @@ from kgrec_fast.ops import _common
 def takes_kernel(x: Tensor) -> bool:
     """Whether an op of the CPU alone, for float32 and float64, serves `x`; else torch's own do."""
     whole = x.dtype in (torch.float32, torch.float64)
-    return whole and not x.is_cuda and _common.runs_native(x.device)
+    return whole and _common.runs_cpu_op(x.device)
 
 
 def project(x: Tensor, weight: Tensor) -> Tensor:

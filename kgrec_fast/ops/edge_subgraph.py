@@ -38,7 +38,7 @@ def edge_subgraph(graph: G, edge_mask: EdgeMask | Tensor) -> tuple[G, Tensor]:
         TypeError, ValueError: an argument's type, shape or device does not fit.
     """
     mask = _checked(graph, edge_mask)
-    if mask.row.is_cuda or not _common.runs_native(mask.row.device):
+    if not _common.runs_cpu_op(mask.row.device):
         return edge_subgraph_reference(graph, mask)
     tensors = graph.tensors(columns=graph.colptr is not None)
     return _made(graph, *torch.ops.kgrec_fast.edge_subgraph(tensors, mask.row))

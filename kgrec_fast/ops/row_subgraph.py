@@ -62,7 +62,7 @@ def graph_of_rows(
     graph: G, ids: Tensor, mask: EdgeMask | None, own_nodes: bool
 ) -> tuple[G, Tensor, Tensor]:
     """`row_subgraph` of operands that are known to fit: Python looks at no value of them."""
-    if ids.is_cuda or not _common.runs_native(ids.device):
+    if not _common.runs_cpu_op(ids.device):
         return row_subgraph_reference(graph, ids, mask, own_nodes)
     row_mask = None if mask is None else mask.row
     made = torch.ops.kgrec_fast.row_subgraph(

@@ -282,7 +282,7 @@ def masked_edges(
     drawn = random_permutation(num_sampled, rng, stream, count)
     if sampled is not None:
         drawn = mask_positions(sampled, num_sampled).index_select(0, drawn)
-    if not top.is_cuda and _common.runs_native(top.device) and not _common.keeps_to_ops():
+    if _common.runs_cpu_op(top.device) and not _common.keeps_to_ops():
         return torch.ops.kgrec_fast.masked_slots(top, drawn)  # type: ignore[no-any-return]
     return _slots(top, mask_positions(top, count), drawn)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from kgrec_fast.nn._rows import among
+from kgrec_fast.ops._edge_masks import among
 
 ERROR_RATE = 1e-4
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import pytest
 import torch
 from graph_helpers import CASES, Case, random_mask
-from segment_helpers import with_threads
+from segment_helpers import backend, with_threads  # noqa: F401
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kgrec_fast import InteractionGraph, RelGraph, ops
+from kgrec_fast import InteractionGraph, RelGraph
 from kgrec_fast.ops._edge_masks import count_edges, edges_of_rows
 
 native = torch.ops.kgrec_fast
 each_case = pytest.mark.parametrize("name", CASES)
-each_way = pytest.mark.parametrize("reference", [False, True])
-
-
-def way(reference: bool) -> AbstractContextManager[None]:
-    return ops.use_reference() if reference else nullcontext()
 
 
 def masks_of(case: Case) -> tuple[Tensor, Tensor]:
@@ -36,14 +29,12 @@ def rows_named(case: Case) -> Tensor:
     return torch.cat([ids, ids[:2]])
 
 
-@each_way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @each_case
-def test_counts(name: str, dtype: torch.dtype, reference: bool) -> None:
+def test_counts(name: str, dtype: torch.dtype, backend: str) -> None:  # noqa: F811
     graph, (mask, other) = CASES[name].build(), masks_of(CASES[name])
-    with way(reference):
-        one = count_edges(graph, mask, None, dtype)
-        both = count_edges(graph, mask, other, dtype)
+    one = count_edges(graph, mask, None, dtype)
+    both = count_edges(graph, mask, other, dtype)
     assert one.dtype == both.dtype == dtype
     expected = [[0, 0] for _ in range(graph.num_rows)]
     for row, a, b in zip(graph.head.tolist(), mask.tolist(), other.tolist(), strict=True):
@@ -60,16 +51,14 @@ def test_counts_what_is_true_whatever_its_bits() -> None:
     assert count_edges(graph, odd, even, torch.float32).tolist() == [20, 0]
 
 
-@each_way
 @pytest.mark.parametrize("masked", [False, True])
 @each_case
-def test_edges_of_rows(name: str, masked: bool, reference: bool) -> None:
+def test_edges_of_rows(name: str, masked: bool, backend: str) -> None:  # noqa: F811
     case = CASES[name]
     graph, ids = case.build(), rows_named(case)
     mask = masks_of(case)[0] if masked else None
-    with way(reference):
-        found = edges_of_rows(graph, ids, mask)
-        none = edges_of_rows(graph, ids[:0], mask)
+    found = edges_of_rows(graph, ids, mask)
+    none = edges_of_rows(graph, ids[:0], mask)
     named = set(ids.tolist())
     kept = [True] * graph.num_edges if mask is None else mask.tolist()
     pairs = zip(graph.head.tolist(), kept, strict=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kgrec_fast._files import unpickled
+
 _RELATION, _RELATION_WEIGHT = "gcn.relation_emb", "gcn.relation_embedding.weight"
 
 
@@ -19,12 +21,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ValueError: It holds something else.
     """
     path = Path(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # a file of another kind can make an unpickler raise anything
-        raise ValueError(f"{path}: no checkpoint of tensors, as torch.save writes it") from None
+    state = unpickled(path)
+    if state is None:
+        raise ValueError(f"{path}: no checkpoint of tensors, as torch.save writes it")
     tensors = isinstance(state, Mapping) and all(isinstance(x, Tensor) for x in state.values())
     if not tensors or "all_embed" not in state or state["all_embed"].dim() != 2:
         raise ValueError(f"{path}: expected a state dict of the paper's KGRec, with its all_embed")
